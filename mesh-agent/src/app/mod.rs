@@ -1,0 +1,192 @@
+//! Wires the subsystems together.
+
+mod owner;
+mod views;
+
+use std::future::pending;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+
+use self::owner::Owner;
+use crate::config::{Config, KernelLog, LogFormat, RunArgs, UninstallArgs};
+use crate::datapath::{Datapath, pins};
+use crate::snapshot::{Interner, disk};
+use crate::workloads::watch;
+use crate::xds::{self, XdsEvent};
+use crate::{admin, preflight};
+
+/// How often what failed is tried again and freed numbers are given back.
+const TICK: Duration = Duration::from_millis(250);
+/// How often counters are looked through.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often the log of the kernel programs is read.
+const KERNEL_LOG: Duration = Duration::from_millis(100);
+/// How long a change may stay unsaved.
+const SAVE: Duration = Duration::from_secs(1);
+
+/// `mesh-agent run`: until it is told to stop.
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    let config = args.validate()?;
+    log_to_stderr(config.log_format);
+    let report = preflight::check(&config);
+    if !report.ok() {
+        eprint!("{report}");
+        return Ok(ExitCode::FAILURE);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `mesh-agent check`: what is missing on this machine, if anything.
+pub fn check(args: RunArgs) -> Result<ExitCode> {
+    let report = preflight::check(&args.validate()?);
+    print!("{report}");
+    Ok(if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `mesh-agent uninstall`: removes links, programs, maps and the saved snapshot.
+pub fn uninstall(args: &UninstallArgs) -> Result<ExitCode> {
+    let removed =
+        pins::remove(&args.pin_path).with_context(|| format!("--pin-path: {}", args.pin_path.display()))?;
+    for path in &removed {
+        println!("removed {}", path.display());
+    }
+    let saved = disk::remove(&args.state_dir)
+        .with_context(|| format!("--state-dir: {}", args.state_dir.display()))?;
+    if saved {
+        println!("removed {}", disk::path(&args.state_dir).display());
+    }
+    if removed.is_empty() && !saved {
+        println!("nothing to remove");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut datapath = Datapath::prepare(&config.datapath)?;
+    let mut tasks = JoinSet::new();
+    if config.datapath.kernel_log != KernelLog::Off {
+        tasks.spawn(read_kernel_log(aya_log::EbpfLogger::init(datapath.ebpf())?));
+    }
+    let mut owner = Owner::new(datapath, &config.node);
+    let mut interner = Interner::new(&config.node.name);
+    match disk::load(&config.state_dir, &mut interner) {
+        Ok(Some(saved)) => owner.restore(saved, Instant::now()),
+        Ok(None) => {}
+        Err(error) => error!(%error, "the saved snapshot cannot be used; waiting for the control plane"),
+    }
+    // Only now, so that programs never meet fewer services than were in force before.
+    owner.datapath.attach()?;
+
+    let (cgroup_events, mut cgroups) = mpsc::channel(1024);
+    let watched = watch::start(&config.datapath.cgroup_root, cgroup_events)
+        .with_context(|| format!("watching {}", config.datapath.cgroup_root.display()))?;
+    watched.initial.into_iter().for_each(|event| owner.cgroup(event));
+
+    let (xds_events, mut updates) = mpsc::channel(4);
+    match config.xds.clone() {
+        Some(xds) => {
+            tasks.spawn(xds::run(xds, interner, xds_events));
+        }
+        None => {
+            warn!("no --control-plane: serving what is saved and what the kernel holds");
+            tasks.spawn(async move {
+                let _open = xds_events;
+                pending::<()>().await;
+            });
+        }
+    }
+    let (asking, mut questions) = mpsc::channel(16);
+    let socket = admin::bind(&config.admin.socket)
+        .with_context(|| format!("--admin-socket: {}", config.admin.socket.display()))?;
+    let port = TcpListener::bind(config.admin.metrics_address)
+        .await
+        .with_context(|| format!("--metrics-address: {}", config.admin.metrics_address))?;
+    tasks.spawn(admin::serve_admin(socket, asking.clone()));
+    tasks.spawn(admin::serve_metrics(port, asking));
+
+    let view = views::Context { config: config.clone(), watch: watched.stats };
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut housekeeping = interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut save = interval(SAVE);
+    save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (saved_events, mut saved) = mpsc::channel::<bool>(1);
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(event) = cgroups.recv() => owner.cgroup(event),
+            Some(event) = updates.recv() => hear(&mut owner, event),
+            Some(question) = questions.recv() => views::answer(&owner, &view, question),
+            Some(done) = tasks.join_next() => match done {
+                Ok(()) => warn!("a part of the agent ended"),
+                Err(error) => error!(%error, "a part of the agent failed"),
+            },
+            Some(ok) = saved.recv() => if !ok { owner.not_saved() },
+            _ = tick.tick() => owner.tick(Instant::now()),
+            _ = housekeeping.tick() => owner.datapath.prune_counters(),
+            _ = save.tick() => if let Some(held) = owner.to_save() {
+                let (folder, node, done) = (config.state_dir.clone(), config.node.name.clone(), saved_events.clone());
+                tokio::task::spawn_blocking(move || {
+                    let result = disk::save(&folder, &node, &held);
+                    if let Err(error) = &result {
+                        error!(%error, folder = %folder.display(), "the snapshot could not be saved");
+                    }
+                    done.blocking_send(result.is_ok())
+                });
+            },
+        }
+    }
+    if let Some(held) = owner.to_save() {
+        disk::save(&config.state_dir, &config.node.name, &held).context("saving the snapshot")?;
+    }
+    info!("stopped; the kernel programs stay in force (`mesh-agent uninstall` removes them)");
+    Ok(())
+}
+
+fn hear(owner: &mut Owner, event: XdsEvent) {
+    match event {
+        XdsEvent::Versions { reply } => {
+            // The client may have gone meanwhile; it asks again.
+            let _gone = reply.send(owner.snapshot.versions());
+        }
+        XdsEvent::Connected => owner.connection = Ok(()),
+        XdsEvent::Disconnected { reason } => owner.disconnected(reason),
+        XdsEvent::Delta { delta, rejected, synced, applied } => {
+            let refused = owner.apply(delta, &rejected, synced, Instant::now());
+            let _gone = applied.send(refused);
+        }
+    }
+}
+
+/// Somebody is debugging: looking often enough is simpler than being woken.
+async fn read_kernel_log(mut logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
+    let mut look = interval(KERNEL_LOG);
+    loop {
+        look.tick().await;
+        logger.flush();
+    }
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

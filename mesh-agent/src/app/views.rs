@@ -1,0 +1,324 @@
+//! Answers what the agent is asked, from what its owner holds and the kernel counts.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::Arc;
+
+use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
+use tracing::warn;
+
+use super::owner::Owner;
+use crate::admin::{AdminRequest, view};
+use crate::config::Config;
+use crate::datapath::adopt::adopt;
+use crate::datapath::ledger::{show_endpoint, unmap};
+use crate::metrics::{Connections, MapUse, Peer, View};
+use crate::snapshot::Workload;
+use crate::workloads::watch::WatchStats;
+
+/// What does not change while the agent runs.
+pub(super) struct Context {
+    /// The configuration.
+    pub(super) config: Config,
+    /// How the cgroup watch fares.
+    pub(super) watch: Arc<WatchStats>,
+}
+
+/// Answers a question. Whoever asked may have gone meanwhile.
+pub(super) fn answer(owner: &Owner, context: &Context, question: AdminRequest) {
+    match question {
+        AdminRequest::Status(reply) => drop(reply.send(status(owner, context))),
+        AdminRequest::Services(reply) => drop(reply.send(services(owner))),
+        AdminRequest::Workloads(reply) => drop(reply.send(workloads(owner))),
+        AdminRequest::Stats(reply) => drop(reply.send(stats(owner))),
+        AdminRequest::Metrics(reply) => drop(reply.send(metrics(owner, context))),
+        AdminRequest::Ready(reply) => drop(reply.send(owner.ready())),
+    }
+}
+
+fn status(owner: &Owner, context: &Context) -> view::Status {
+    let (write_failures, write_retries) = owner.datapath.failures();
+    let refused = |(service, reason): (&Arc<str>, &String)| view::Refused {
+        service: service.to_string(),
+        reason: reason.clone(),
+    };
+    let rejected = |(name, reason): (&String, &String)| view::RejectedView {
+        name: name.clone(),
+        reason: reason.clone(),
+    };
+    let program = |program: &crate::datapath::load::Attached| view::Program {
+        name: program.name.to_owned(),
+        attach: context.config.datapath.cgroup_root.display().to_string(),
+        id: program.id,
+    };
+    view::Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: context.config.node.name.clone(),
+        ready: owner.ready().is_ok(),
+        control_plane: view::ControlPlane {
+            address: context.config.xds.as_ref().map(|xds| xds.address.to_string()).unwrap_or_default(),
+            connected: owner.connection.is_ok(),
+            last_error: owner.connection.as_ref().err().cloned(),
+        },
+        snapshot: view::SnapshotView {
+            source: owner.source,
+            services: owner.snapshot.service_count() as u64,
+            workloads: owner.snapshot.workload_count() as u64,
+        },
+        rejected: owner.rejected.iter().map(rejected).collect(),
+        refused: owner.datapath.refused().iter().map(refused).collect(),
+        programs: owner.datapath.programs().iter().map(program).collect(),
+        maps: maps(owner),
+        write_failures,
+        write_retries,
+    }
+}
+
+fn maps(owner: &Owner) -> Vec<view::Map> {
+    let map = |map: crate::datapath::Fullness| view::Map {
+        name: map.name.to_owned(),
+        entries: map.entries as u64,
+        capacity: u64::from(map.capacity),
+    };
+    owner.datapath.fullness().into_iter().map(map).collect()
+}
+
+/// Decoded from the maps themselves; only the names come from elsewhere.
+fn services(owner: &Owner) -> Vec<view::Service> {
+    let maps = owner.datapath.maps();
+    let contents = match maps.contents() {
+        Ok(contents) => contents,
+        Err(error) => {
+            failed(&error);
+            return Vec::new();
+        }
+    };
+    let (ports, broken) = adopt(&contents);
+    let known = owner.datapath.ledger().ports();
+    let mut services: Vec<view::Service> = ports
+        .into_iter()
+        .map(|(key, port)| {
+            let named = known.get(&key);
+            let names: HashMap<u32, &Arc<str>> = named
+                .map(|port| {
+                    port.backends.iter().filter_map(|b| Some((b.number, b.workload.as_ref()?))).collect()
+                })
+                .unwrap_or_default();
+            let weights: HashMap<u32, u32> = named
+                .map(|port| port.backends.iter().map(|b| (b.number, b.weight)).collect())
+                .unwrap_or_default();
+            let backend = |backend: &crate::datapath::ledger::Known| view::Backend {
+                id: backend.number,
+                address: unmap(&backend.endpoint).to_string(),
+                port: backend.endpoint.port(),
+                weight: weights.get(&backend.number).copied().unwrap_or(backend.weight),
+                workload: names.get(&backend.number).map(|name| name.to_string()).unwrap_or_default(),
+                open_connections: maps.open_connections(backend.number).unwrap_or_default(),
+            };
+            view::Service {
+                service: named.and_then(|port| port.owner.as_deref()).unwrap_or_default().to_owned(),
+                algorithm: port.algorithm.name().to_owned(),
+                affinity_seconds: u64::from(port.affinity_seconds),
+                generation: u64::from(port.generation),
+                id: port.number,
+                backends: port.backends.iter().map(backend).collect(),
+                ..unread(&key)
+            }
+        })
+        .collect();
+    services.extend(broken.iter().map(unread));
+    services.sort_by(|a, b| {
+        (&a.service, &a.address, a.port, &a.protocol).cmp(&(&b.service, &b.address, b.port, &b.protocol))
+    });
+    services
+}
+
+/// A service whose tree could not be read.
+fn unread(key: &ServiceKey) -> view::Service {
+    view::Service {
+        service: String::new(),
+        address: unmap(&key.endpoint()).to_string(),
+        port: key.port(),
+        protocol: match key.protocol() {
+            Some(Protocol::Tcp) => "TCP".to_owned(),
+            Some(Protocol::Udp) => "UDP".to_owned(),
+            None => "?".to_owned(),
+        },
+        algorithm: "unreadable".to_owned(),
+        affinity_seconds: 0,
+        generation: 0,
+        id: 0,
+        backends: Vec::new(),
+    }
+}
+
+fn workloads(owner: &Owner) -> Vec<view::Workload> {
+    let cgroup =
+        |(id, path): (u64, std::path::PathBuf)| view::Cgroup { id, path: path.display().to_string() };
+    let mut views: Vec<view::Workload> = owner
+        .enrollment
+        .list()
+        .into_iter()
+        .map(|enrolled| {
+            let known = owner.snapshot.workload(&enrolled.uid);
+            view::Workload {
+                identity: format!("{:016x}", identity_of(&enrolled.uid).0),
+                namespace: known.map(|w| w.namespace.to_string()).unwrap_or_default(),
+                name: known.map(|w| w.name().to_owned()).unwrap_or_default(),
+                service_account: known.map(|w| w.service_account.to_string()).unwrap_or_default(),
+                uid: enrolled.uid.to_string(),
+                cgroups: enrolled.cgroups.into_iter().map(cgroup).collect(),
+            }
+        })
+        .collect();
+    views.sort_by(|a, b| a.uid.cmp(&b.uid));
+    views
+}
+
+/// The counters with the names of what they count.
+struct Named {
+    outcome: Outcome,
+    source: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    endpoint: Option<String>,
+    workload: Option<Arc<str>>,
+    counters: Counters,
+}
+
+fn named(owner: &Owner) -> Vec<Named> {
+    let counters = match owner.datapath.counters() {
+        Ok(counters) => counters,
+        Err(error) => {
+            failed(&error);
+            return Vec::new();
+        }
+    };
+    let mut by_number: HashMap<u32, &Arc<str>> = HashMap::new();
+    let mut backends: HashMap<u32, &crate::datapath::ledger::Known> = HashMap::new();
+    for port in owner.datapath.ledger().ports().values() {
+        by_number.extend(port.owner.as_ref().map(|service| (port.number, service)));
+        backends.extend(port.backends.iter().map(|backend| (backend.number, backend)));
+    }
+    let name = |(key, counters): (CounterKey, Counters)| {
+        let backend = backends.get(&key.backend);
+        Some(Named {
+            outcome: Outcome::from_number(key.outcome)?,
+            source: owner.datapath.workload(key.source).cloned(),
+            service: by_number.get(&key.service).map(|service| Arc::clone(service)),
+            endpoint: backend.map(|backend| show_endpoint(&backend.endpoint)),
+            workload: backend.and_then(|backend| backend.workload.clone()),
+            counters,
+        })
+    };
+    counters.into_iter().filter_map(name).collect()
+}
+
+fn stats(owner: &Owner) -> view::Stats {
+    let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let connection = |named: Named| view::Connection {
+        source: dash(named.source.map(|uid| uid.to_string())),
+        service: dash(named.service.map(|service| service.to_string())),
+        backend: dash(named.endpoint),
+        outcome: named.outcome.name().to_owned(),
+        connections: named.counters.attempts,
+        closed: named.counters.closed,
+        bytes_sent: named.counters.bytes_sent,
+        bytes_received: named.counters.bytes_received,
+        retransmits: named.counters.retransmits,
+        connect_seconds_sum: seconds(&named.counters),
+        connect_seconds_count: if named.counters.connect_nanoseconds == 0 {
+            0
+        } else {
+            named.counters.attempts
+        },
+    };
+    let mut connections: Vec<view::Connection> = self::named(owner).into_iter().map(connection).collect();
+    connections.sort_by(|a, b| {
+        (&a.source, &a.service, &a.backend, &a.outcome).cmp(&(&b.source, &b.service, &b.backend, &b.outcome))
+    });
+    let reason = |(reason, count)| view::Reason { reason, count };
+    view::Stats { connections, reasons: reasons(owner).into_iter().map(reason).collect(), maps: maps(owner) }
+}
+
+fn reasons(owner: &Owner) -> Vec<(String, u64)> {
+    match owner.datapath.reasons() {
+        Ok(reasons) => reasons.into_iter().map(|(reason, count)| (reason.name().to_owned(), count)).collect(),
+        Err(error) => {
+            failed(&error);
+            Vec::new()
+        }
+    }
+}
+
+fn metrics(owner: &Owner, context: &Context) -> View {
+    let peer = |uid: Option<&Arc<str>>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
+        Some(workload) => Peer {
+            workload: workload.name().to_owned(),
+            namespace: workload.namespace.to_string(),
+            principal: principal(workload),
+        },
+        None => Peer::default(),
+    };
+    let connection = |named: Named| {
+        let (namespace, hostname) =
+            named.service.as_deref().and_then(|service| service.split_once('/')).unwrap_or_default();
+        let established = named.outcome == Outcome::Connected;
+        Connections {
+            source: peer(named.source.as_ref()),
+            service: hostname.to_owned(),
+            service_name: hostname.split('.').next().unwrap_or_default().to_owned(),
+            service_namespace: namespace.to_owned(),
+            destination: peer(named.workload.as_ref()),
+            // As Envoy says: upstream connection failure, no healthy upstream.
+            response_flags: match named.outcome {
+                Outcome::Connected => String::new(),
+                Outcome::Failed => "UF".to_owned(),
+                Outcome::Refused => "UH".to_owned(),
+            },
+            opened: if established { named.counters.attempts } else { 0 },
+            closed: named.counters.closed,
+            failed: if established { 0 } else { named.counters.attempts },
+            bytes_sent: named.counters.bytes_sent,
+            bytes_received: named.counters.bytes_received,
+            retransmits: named.counters.retransmits,
+            connect_seconds: seconds(&named.counters),
+            connect_count: if named.counters.connect_nanoseconds == 0 { 0 } else { named.counters.attempts },
+        }
+    };
+    let (map_write_failures, map_write_retries) = owner.datapath.failures();
+    let map = |map: view::Map| MapUse { name: map.name, entries: map.entries, capacity: map.capacity };
+    View {
+        connections: self::named(owner).into_iter().map(connection).collect(),
+        reasons: reasons(owner),
+        maps: maps(owner).into_iter().map(map).collect(),
+        map_write_failures,
+        map_write_retries,
+        xds_connected: owner.connection.is_ok(),
+        xds_rejected: owner.rejections,
+        xds_disconnects: owner.disconnects,
+        ready: owner.ready().is_ok(),
+        services: owner.snapshot.service_count() as u64,
+        refused_services: owner.datapath.refused().len() as u64,
+        workloads: owner.snapshot.workload_count() as u64,
+        enrolled_cgroups: owner.enrollment.desired().count() as u64,
+        cgroup_overflows: context.watch.overflows(),
+        cgroup_polls: context.watch.polls(),
+        cgroup_watch_limited: context.watch.limited(),
+        snapshot_save_failures: owner.save_failures,
+    }
+}
+
+fn principal(workload: &Workload) -> String {
+    if workload.service_account.is_empty() {
+        return String::new();
+    }
+    format!("spiffe://cluster.local/ns/{}/sa/{}", workload.namespace, workload.service_account)
+}
+
+fn seconds(counters: &Counters) -> f64 {
+    counters.connect_nanoseconds as f64 / 1e9
+}
+
+fn failed(error: &dyn Display) {
+    warn!(%error, "the maps could not be read for an answer");
+}

@@ -1,0 +1,119 @@
+use clap::CommandFactory;
+
+use super::*;
+
+const MOUNTS: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      41 31 0:38 / /sys/fs/cgroup/uni\\040fied rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+
+fn config(flags: &[&str]) -> Result<Config, ConfigError> {
+    let flags = ["mesh-agent", "run"].iter().chain(flags);
+    let Command::Run(args) = Cli::try_parse_from(flags).unwrap().command else { panic!("not run") };
+    args.validate_on("host-1", MOUNTS)
+}
+
+/// The flag that is to blame.
+fn blamed(flags: &[&str]) -> &'static str {
+    config(flags).unwrap_err().flag
+}
+
+#[test]
+fn the_command_line_is_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn nothing_given_means_the_documented_defaults() {
+    let config = config(&[]).unwrap();
+    assert_eq!((&*config.node.name, &*config.node.cluster_id), ("host-1", "Kubernetes"));
+    assert!(config.xds.is_none());
+    assert_eq!(config.datapath.cgroup_root, PathBuf::from("/sys/fs/cgroup/uni fied"));
+    assert_eq!(config.datapath.pin_path, PathBuf::from("/sys/fs/bpf/mesh"));
+    let sizes = config.datapath.sizes;
+    assert_eq!(
+        (sizes.services, sizes.backends, sizes.pages, sizes.workloads),
+        (16_384, 131_072, 32_768, 8_192)
+    );
+    assert_eq!((sizes.affinity, sizes.udp_flows, sizes.counters), (65_536, 65_536, 16_384));
+    assert_eq!(config.datapath.kernel_log, KernelLog::Off);
+    assert_eq!(config.admin.metrics_address, "0.0.0.0:15020".parse().unwrap());
+    assert_eq!(config.admin.socket, PathBuf::from("/run/mesh-agent/admin.sock"));
+    assert_eq!(config.state_dir, PathBuf::from("/var/lib/mesh-agent"));
+}
+
+#[test]
+fn flags_arrive() {
+    let config = config(&[
+        "--node-name=a",
+        "--control-plane=http://[::1]:15010",
+        "--cgroup-root=/c",
+        "--pin-path=/p",
+        "--region=r",
+        "--zone=z",
+        "--max-services=1",
+        "--kernel-log=debug",
+        "--log-format=json",
+        "--metrics-address=[::1]:1",
+    ])
+    .unwrap();
+    assert_eq!(&*config.node.name, "a");
+    assert_eq!((config.node.region.as_deref(), config.node.zone.as_deref()), (Some("r"), Some("z")));
+    let xds = config.xds.unwrap();
+    assert_eq!((xds.address.to_string(), xds.node), ("http://[::1]:15010/".to_owned(), config.node));
+    assert_eq!((config.datapath.sizes.services, config.datapath.kernel_log), (1, KernelLog::Debug));
+    assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn sizes_of_nothing_and_of_too_much_are_refused_by_flag() {
+    for flag in [
+        "--max-services",
+        "--max-backends",
+        "--max-pages",
+        "--max-workloads",
+        "--max-affinity",
+        "--max-udp-flows",
+        "--max-counters",
+    ] {
+        assert_eq!(blamed(&[flag, "0"]), flag);
+        assert_eq!(blamed(&[flag, "16777217"]), flag);
+        assert!(config(&[flag, "16777216"]).is_ok());
+    }
+}
+
+#[test]
+fn what_cannot_be_a_control_plane_is_refused() {
+    for url in
+        ["127.0.0.1:15010", "https://c:15012", "http://", "http://a b", "unix:///x", "", "/x", "http://:80"]
+    {
+        assert_eq!(blamed(&["--control-plane", url]), "--control-plane", "{url}");
+    }
+    let error = config(&["--control-plane", "plane:15010"]).unwrap_err().to_string();
+    assert!(error.starts_with("--control-plane: \"plane:15010\""), "{error}");
+}
+
+#[test]
+fn names_that_would_break_the_wire_are_refused() {
+    for name in ["", "a b", "a~b", "a/b", "a\nb", &"x".repeat(254)] {
+        assert_eq!(blamed(&["--node-name", name]), "--node-name", "{name}");
+        assert_eq!(blamed(&["--zone", name]), "--zone", "{name}");
+    }
+}
+
+#[test]
+fn paths_have_to_be_absolute_and_to_fit() {
+    for flag in ["--cgroup-root", "--pin-path", "--state-dir", "--admin-socket"] {
+        assert_eq!(blamed(&[flag, "a/b"]), flag);
+    }
+    let long = format!("/{}", "s".repeat(106));
+    assert_eq!(blamed(&["--admin-socket", &long]), "--admin-socket");
+    assert!(config(&["--admin-socket", &long[..106]]).is_ok());
+}
+
+#[test]
+fn without_a_cgroup2_the_root_has_to_be_named() {
+    let Command::Run(args) = Cli::try_parse_from(["mesh-agent", "run"]).unwrap().command else { panic!() };
+    let error = args.validate_on("h", "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n").unwrap_err();
+    assert_eq!(error.flag, "--cgroup-root");
+    assert_eq!(cgroup2_mount(""), None);
+    assert_eq!(cgroup2_mount("garbage - cgroup2\n - \n-"), None);
+}

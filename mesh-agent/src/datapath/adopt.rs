@@ -1,0 +1,105 @@
+//! Reads back what is in the kernel: after a restart the agent goes on from there.
+
+use std::collections::{HashMap, HashSet};
+
+use mesh_common::abi::{Algorithm, Backend, ENTRIES, MAX_DEPTH, Page, Pointer, ServiceKey};
+
+use super::ledger::{Known, Port};
+use super::tree::{Leaf, Middle, Slot, Tree};
+
+/// The contents of the maps that hold services.
+pub struct Contents<P: Fn(u32) -> Option<Page>> {
+    /// `SERVICES`.
+    pub services: Vec<(ServiceKey, Pointer)>,
+    /// `PAGES`, by number.
+    pub page: P,
+    /// `BACKENDS`, in order.
+    pub backends: Vec<Backend>,
+}
+
+/// The service ports that can be read, and the keys that lead nowhere.
+pub fn adopt<P: Fn(u32) -> Option<Page>>(
+    contents: &Contents<P>,
+) -> (HashMap<ServiceKey, Port>, HashSet<ServiceKey>) {
+    let mut ports = HashMap::with_capacity(contents.services.len());
+    let mut broken = HashSet::new();
+    for (key, pointer) in &contents.services {
+        match port(contents, key, *pointer) {
+            Some(port) => {
+                ports.insert(*key, port);
+            }
+            None => {
+                broken.insert(*key);
+            }
+        }
+    }
+    (ports, broken)
+}
+
+fn port<P: Fn(u32) -> Option<Page>>(
+    contents: &Contents<P>,
+    key: &ServiceKey,
+    pointer: Pointer,
+) -> Option<Port> {
+    let root = (contents.page)(pointer.page())?;
+    let header = root.header;
+    if header.key != *key || header.generation != pointer.generation() || header.service == 0 {
+        return None;
+    }
+    let algorithm = Algorithm::from_number(header.algorithm);
+    let mut tree = Tree { root: pointer.page(), ..Tree::default() };
+    match u32::from(header.depth) {
+        1 => tree.leaves.push(Leaf { page: pointer.page(), slots: slots(&root)? }),
+        2 => tree.leaves = leaves(contents, &slots(&root)?)?,
+        MAX_DEPTH => {
+            for (page, _) in &*slots(&root)? {
+                let children = slots(&(contents.page)(*page)?)?;
+                tree.leaves.extend(leaves(contents, &children)?);
+                tree.middle.push(Middle { page: *page, children });
+            }
+        }
+        _ => return None,
+    }
+    let mut backends: HashMap<u32, Known> = HashMap::new();
+    for (number, weight) in tree.leaves.iter().flat_map(|leaf| &*leaf.slots) {
+        let slot = contents.backends.get(*number as usize).filter(|slot| slot.service == header.service)?;
+        // A Maglev table does not hold the weights; they are known again with the first snapshot.
+        backends.entry(*number).or_insert(Known {
+            number: *number,
+            endpoint: slot.endpoint,
+            weight: *weight,
+            workload: None,
+        });
+    }
+    let mut backends: Vec<Known> = backends.into_values().collect();
+    backends.sort_unstable_by_key(|known| known.number);
+    Some(Port {
+        number: header.service,
+        owner: None,
+        algorithm,
+        affinity_seconds: header.affinity_seconds,
+        generation: header.generation,
+        tree,
+        backends,
+    })
+}
+
+fn leaves<P: Fn(u32) -> Option<Page>>(contents: &Contents<P>, children: &[Slot]) -> Option<Vec<Leaf>> {
+    let leaf = |(page, _): &Slot| Some(Leaf { page: *page, slots: slots(&(contents.page)(*page)?)? });
+    children.iter().map(leaf).collect()
+}
+
+/// The entries of a page with their own weights.
+fn slots(page: &Page) -> Option<Box<[Slot]>> {
+    let used = usize::from(page.header.used);
+    if used > ENTRIES {
+        return None;
+    }
+    let mut before = 0;
+    let mut slots = Vec::with_capacity(used);
+    for entry in &page.entries[..used] {
+        slots.push((entry.child, entry.upto.checked_sub(before)?));
+        before = entry.upto;
+    }
+    Some(slots.into())
+}

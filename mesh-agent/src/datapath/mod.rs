@@ -1,0 +1,322 @@
+//! The kernel side: the one place that calls bpf(2).
+//!
+//! [`desired`] says what should be there, [`ledger`] knows what is and plans the writes, [`Datapath`] does them, counts what
+//! fails and leaves it to be tried again. [`adopt`] reads the kernel back after a restart; [`load`] and [`migrate`] put
+//! programs and maps in the place of older ones.
+
+pub mod adopt;
+pub mod desired;
+pub mod ledger;
+pub mod load;
+pub mod maglev;
+pub mod maps;
+pub mod migrate;
+pub mod object;
+pub mod pins;
+pub mod pool;
+mod sys;
+pub mod tree;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use aya::maps::MapError;
+use mesh_common::abi::{CounterKey, Counters, Reason, ServiceKey, WorkloadIdentity, identity_of};
+use tracing::{error, info, warn};
+
+use self::desired::Frontend;
+use self::ledger::{Change, Ledger, Refusal};
+use self::load::{Attached, Loaded};
+use self::maps::Maps;
+use crate::config::{DatapathConfig, MapSizes};
+use crate::workloads;
+
+/// Programs, maps, and what is known of their contents.
+pub struct Datapath {
+    loaded: Loaded,
+    maps: Maps,
+    ledger: Ledger,
+    sizes: MapSizes,
+    enrolled: HashMap<u64, Arc<str>>,
+    /// In the kernel from before, not yet confirmed.
+    found: HashSet<u64>,
+    identities: HashMap<WorkloadIdentity, Arc<str>>,
+    /// Why services are not in force as they should be.
+    refused: BTreeMap<Arc<str>, String>,
+    programs: Vec<Attached>,
+    failures: u64,
+    retries: u64,
+}
+
+/// How full a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fullness {
+    /// The map.
+    pub name: &'static str,
+    /// Entries in use.
+    pub entries: usize,
+    /// Its size.
+    pub capacity: u32,
+}
+
+impl Datapath {
+    /// Loads the programs and adopts what is pinned; call [`Datapath::attach`] to put them in force.
+    pub fn prepare(config: &DatapathConfig) -> Result<Self> {
+        let loaded = load::load(config)?;
+        let maps = loaded.maps()?;
+        let contents = maps.contents().context("reading the maps")?;
+        let (ports, broken) = adopt::adopt(&contents);
+        if !ports.is_empty() || !broken.is_empty() {
+            info!(services = ports.len(), broken = broken.len(), "adopted what is in the kernel");
+        }
+        let ledger = Ledger::new(config.sizes, ports, broken, &contents.backends);
+        drop(contents);
+        let found =
+            maps.enrolled().context("reading the enrolled workloads")?.into_iter().map(|(cgroup, _)| cgroup);
+        Ok(Self {
+            found: found.collect(),
+            loaded,
+            maps,
+            ledger,
+            sizes: config.sizes,
+            enrolled: HashMap::new(),
+            identities: HashMap::new(),
+            refused: BTreeMap::new(),
+            programs: Vec::new(),
+            failures: 0,
+            retries: 0,
+        })
+    }
+
+    /// Puts the programs in force.
+    pub fn attach(&mut self) -> Result<()> {
+        self.programs = self.loaded.attach()?;
+        let replaced = self.programs.iter().filter(|program| program.replaced).count();
+        info!(programs = self.programs.len(), replaced, "kernel programs are in force");
+        Ok(())
+    }
+
+    /// The object, for its log.
+    pub fn ebpf(&mut self) -> &mut aya::Ebpf {
+        self.loaded.ebpf()
+    }
+
+    /// Puts the frontends of a service in force and takes out those that it no longer has. What cannot be done now is
+    /// remembered in [`Datapath::refused`], and the rest is done all the same.
+    pub fn put(&mut self, service: &Arc<str>, frontends: &[Frontend], now: Instant) -> Result<(), String> {
+        let mut wrong = Vec::new();
+        for frontend in frontends {
+            match self.ledger.plan_put(service, frontend) {
+                Ok(Some(change)) => wrong.extend(self.execute(change, now).err()),
+                Ok(None) => {}
+                Err(refusal @ (Refusal::Full { .. } | Refusal::Taken { .. })) => {
+                    wrong.push(refusal.to_string())
+                }
+            }
+        }
+        let wanted: HashSet<&ServiceKey> = frontends.iter().map(|frontend| &frontend.key).collect();
+        let unwanted: Vec<_> =
+            self.ledger.owned(service).iter().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in unwanted {
+            if let Some(change) = self.ledger.plan_remove(&key) {
+                wrong.extend(self.execute(change, now).err());
+            }
+        }
+        self.free_backends(now);
+        if wrong.is_empty() {
+            self.refused.remove(service);
+            return Ok(());
+        }
+        let reason = wrong.join("; ");
+        if self.refused.get(service) != Some(&reason) {
+            error!(%service, reason, "a service is not in force as it should be");
+            self.refused.insert(Arc::clone(service), reason.clone());
+        }
+        Err(reason)
+    }
+
+    /// Takes out everything that belongs to no service of the snapshot, once that is whole.
+    pub fn retain(&mut self, known: impl Fn(&str) -> bool, now: Instant) {
+        let strangers: Vec<Arc<str>> = self.ledger.owners().filter(|owner| !known(owner)).cloned().collect();
+        for service in strangers {
+            // What fails stays in the ledger and comes again with the next tick.
+            if self.put(&service, &[], now).is_ok() {
+                self.refused.remove(&service);
+            }
+        }
+        for key in self.ledger.unowned() {
+            if let Some(change) = self.ledger.plan_remove(&key)
+                && self.execute(change, now).is_ok()
+            {
+                info!(service = ledger::show(&key), "took out a service that is no more");
+            }
+        }
+        self.free_backends(now);
+    }
+
+    fn execute(&mut self, change: Change, now: Instant) -> Result<(), String> {
+        let done = self
+            .maps
+            .forget(&change.reused)
+            .and_then(|()| change.writes.iter().try_for_each(|w| self.maps.write(w)));
+        match done {
+            Ok(()) => {
+                self.ledger.commit(change, now);
+                Ok(())
+            }
+            Err(error) => Err(self.failed("a service", &error)),
+        }
+    }
+
+    fn failed(&mut self, what: &str, error: &MapError) -> String {
+        self.failures += 1;
+        let text = format!("writing {what}: {error:#}{}", cause(error));
+        warn!(error = text, "a map write failed; it will be tried again");
+        text
+    }
+
+    fn free_backends(&mut self, now: Instant) {
+        while let Some((number, slot)) = self.ledger.leaving() {
+            if let Err(error) = self.maps.free(number, slot) {
+                self.failed("a free backend slot", &error);
+                return;
+            }
+            self.ledger.left(now);
+        }
+    }
+
+    /// Does what has been waiting; the services to try again, if there are any.
+    pub fn tick(&mut self, now: Instant) -> Vec<Arc<str>> {
+        self.free_backends(now);
+        self.ledger.wake(now);
+        let again: Vec<Arc<str>> = self.refused.keys().cloned().collect();
+        self.retries += again.len() as u64;
+        again
+    }
+
+    /// Puts a change of the enrolled workloads in force; `Err` names what could not be done.
+    pub fn enroll(&mut self, change: &workloads::Change) -> Result<(), String> {
+        match change {
+            workloads::Change::Add { cgroup, uid } => {
+                let identity = identity_of(uid);
+                if let Some(other) = self.identities.get(&identity)
+                    && other != uid
+                {
+                    return Err(format!("{uid} has the same identity as {other}"));
+                }
+                if let Err(error) = self.maps.enroll(*cgroup, identity) {
+                    return Err(self.failed("a workload", &error));
+                }
+                self.found.remove(cgroup);
+                self.identities.insert(identity, Arc::clone(uid));
+                self.enrolled.insert(*cgroup, Arc::clone(uid));
+                Ok(())
+            }
+            workloads::Change::Remove { cgroup } => {
+                if let Err(error) = self.maps.dismiss(*cgroup) {
+                    return Err(self.failed("a workload", &error));
+                }
+                self.enrolled.remove(cgroup);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes out the cgroups that an earlier agent had enrolled and that are none of ours.
+    pub fn retain_enrolled(&mut self) {
+        for cgroup in std::mem::take(&mut self.found) {
+            if let Err(error) = self.maps.dismiss(cgroup) {
+                self.failed("a workload", &error);
+                self.found.insert(cgroup);
+                return;
+            }
+        }
+    }
+
+    /// Removes counters of backends and workloads that have gone, when the map fills up.
+    pub fn prune_counters(&mut self) {
+        if self.maps.counted() < self.sizes.counters as usize / 4 * 3 {
+            return;
+        }
+        let backends: HashSet<u32> =
+            self.ledger.ports().values().flat_map(|p| p.backends.iter().map(|b| b.number)).collect();
+        let services: HashSet<u32> = self.ledger.ports().values().map(|port| port.number).collect();
+        let live: HashSet<u64> = self.enrolled.values().map(|uid| identity_of(uid).0).collect();
+        let gone = |key: &CounterKey| {
+            (key.backend != 0 && !backends.contains(&key.backend))
+                || (key.service != 0 && !services.contains(&key.service))
+                || (key.source != 0 && !live.contains(&key.source))
+        };
+        match self.maps.prune(gone) {
+            Ok(0) => {}
+            Ok(removed) => info!(removed, "removed counters of what has gone"),
+            Err(error) => {
+                self.failed("counters", &error);
+            }
+        }
+    }
+
+    /// What is known of the services in the kernel.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The maps, to read.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Services that are not in force as they should be, and why.
+    pub fn refused(&self) -> &BTreeMap<Arc<str>, String> {
+        &self.refused
+    }
+
+    /// The workload of an identity, as long as the agent has known it.
+    pub fn workload(&self, identity: u64) -> Option<&Arc<str>> {
+        self.identities.get(&WorkloadIdentity(identity))
+    }
+
+    /// The programs in force.
+    pub fn programs(&self) -> &[Attached] {
+        &self.programs
+    }
+
+    /// Map writes that failed, and services tried again.
+    pub fn failures(&self) -> (u64, u64) {
+        (self.failures, self.retries)
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> Result<Vec<(CounterKey, Counters)>> {
+        self.maps.counters().context("reading COUNTERS")
+    }
+
+    /// How often each reason was met.
+    pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
+        self.maps.reasons().context("reading REASONS")
+    }
+
+    /// How full each map is.
+    pub fn fullness(&self) -> Vec<Fullness> {
+        use mesh_common::abi::map;
+        let (pages, backends) = self.ledger.in_use();
+        let (affinity, flows) = self.maps.kernel_filled();
+        let of = |name, entries, capacity| Fullness { name, entries, capacity };
+        vec![
+            of(map::SERVICES, self.ledger.entries(), self.sizes.services),
+            of(map::PAGES, pages, self.sizes.pages),
+            of(map::BACKENDS, backends, self.sizes.backends),
+            of(map::WORKLOADS, self.enrolled.len() + self.found.len(), self.sizes.workloads),
+            of(map::AFFINITY, affinity, self.sizes.affinity),
+            of(map::UDP_FLOWS, flows, self.sizes.udp_flows),
+            of(map::COUNTERS, self.maps.counted(), self.sizes.counters),
+        ]
+    }
+}
+
+/// What the operating system said.
+fn cause(error: &MapError) -> String {
+    std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"))
+}

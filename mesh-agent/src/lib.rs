@@ -1,0 +1,14 @@
+//! The per-node agent: loads the kernel programs and keeps their maps equal to the control plane's view.
+
+pub mod admin;
+pub mod app;
+pub mod config;
+pub mod datapath;
+pub mod metrics;
+pub mod preflight;
+pub mod snapshot;
+pub mod workloads;
+pub mod xds;
+
+#[cfg(test)]
+mod fixtures;

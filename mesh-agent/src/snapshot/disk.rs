@@ -1,0 +1,279 @@
+//! The last good snapshot on disk, for a start without the control plane.
+//!
+//! A file is a header (magic, format, node), one record for each resource (length, then the encoded
+//! `envoy.service.discovery.v3.Resource` with its version), and a trailer (an impossible length, the number of
+//! records, CRC-32 of all before). It is written beside its destination, synced and renamed; it is read whole or not at all.
+//! Resources are encoded again from the model when saving, so that the agent's memory holds no second copy.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use mesh_common::api::envoy::service::discovery::v3 as xds;
+use prost::Message;
+
+use super::decode::decode_one;
+use super::encode::encode;
+use super::intern::Interner;
+use super::model::Versioned;
+use super::state::Held;
+
+const MAGIC: &[u8; 8] = b"MESHSNAP";
+/// To be raised whenever `decode` keeps more than it did: a file without the new fields must not pass for current.
+const FORMAT: u32 = 1;
+const FILE: &str = "snapshot";
+const END: u32 = u32::MAX;
+/// A resource is small; a longer record is damage, not data, and is not worth allocating for.
+const RECORD_LIMIT: u32 = 64 << 20;
+
+/// Why a saved snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It could not be read.
+    #[error("read {}: {source}", path.display())]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// It is damaged or not ours.
+    #[error("{} is damaged: {what}", path.display())]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// It was written by another version of the agent.
+    #[error("{} has format {found}, this agent reads {FORMAT}", path.display())]
+    Format {
+        /// File.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// It was written on another node, so that it lacks what only this node keeps.
+    #[error("{} is of node {found:?}, not of {wanted:?}", path.display())]
+    OtherNode {
+        /// File.
+        path: PathBuf,
+        /// Its node.
+        found: String,
+        /// This node.
+        wanted: String,
+    },
+}
+
+/// Where the snapshot lies in a state directory.
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
+}
+
+/// Saves `held` in `state_dir`, which is created if need be; returns the bytes written. Blocks: call it from a thread
+/// that may.
+pub fn save(state_dir: &Path, node: &str, held: &Held) -> io::Result<u64> {
+    fs::create_dir_all(state_dir)?;
+    let temporary = state_dir.join(format!(".{FILE}.new"));
+    let file = File::create(&temporary)?;
+    let mut out = Summed { inner: BufWriter::new(file), crc: Crc::new(), length: 0 };
+    write(&mut out, node, held)?;
+    let file = out.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, path(state_dir))?;
+    File::open(state_dir)?.sync_all()?;
+    Ok(out.length)
+}
+
+/// Loads what [`save`] wrote; `None` when nothing was saved.
+pub fn load(state_dir: &Path, interner: &mut Interner) -> Result<Option<Vec<Versioned>>, LoadError> {
+    let path = path(state_dir);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(LoadError::Io { path, source }),
+    };
+    let mut input = Summed { inner: BufReader::new(file), crc: Crc::new(), length: 0 };
+    read(&mut input, interner).map(Some).map_err(|bad| match bad {
+        Bad::Io(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            LoadError::Damaged { path, what: "it ends too early".to_owned() }
+        }
+        Bad::Io(source) => LoadError::Io { path, source },
+        Bad::Content(what) => LoadError::Damaged { path, what },
+        Bad::Format(found) => LoadError::Format { path, found },
+        Bad::Node(found) => LoadError::OtherNode { path, found, wanted: interner.node().to_owned() },
+    })
+}
+
+/// Removes the saved snapshot; `false` when there was none.
+pub fn remove(state_dir: &Path) -> io::Result<bool> {
+    match fs::remove_file(path(state_dir)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(out: &mut Summed<impl Write>, node: &str, held: &Held) -> io::Result<()> {
+    let too_long = |_error| io::Error::other("a record is too long");
+    out.write_all(MAGIC)?;
+    out.write_all(&FORMAT.to_le_bytes())?;
+    out.write_all(&u32::try_from(node.len()).map_err(too_long)?.to_le_bytes())?;
+    out.write_all(node.as_bytes())?;
+    let mut buffer = Vec::new();
+    for (resource, version) in &held.0 {
+        buffer.clear();
+        encode(resource, version).encode(&mut buffer).map_err(io::Error::other)?;
+        out.write_all(&u32::try_from(buffer.len()).map_err(too_long)?.to_le_bytes())?;
+        out.write_all(&buffer)?;
+    }
+    out.write_all(&END.to_le_bytes())?;
+    out.write_all(&(held.0.len() as u64).to_le_bytes())?;
+    let crc = out.crc.value();
+    out.write_all(&crc.to_le_bytes())
+}
+
+enum Bad {
+    Io(io::Error),
+    Content(String),
+    Format(u32),
+    Node(String),
+}
+
+impl From<io::Error> for Bad {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Vec<Versioned>, Bad> {
+    if &array::<8>(input)? != MAGIC {
+        return Err(Bad::Content("it does not begin as a snapshot".to_owned()));
+    }
+    let format = u32::from_le_bytes(array(input)?);
+    if format != FORMAT {
+        return Err(Bad::Format(format));
+    }
+    let mut buffer = Vec::new();
+    let length = u32::from_le_bytes(array(input)?);
+    record(input, length, &mut buffer)?;
+    let node = String::from_utf8_lossy(&buffer).into_owned();
+    let mut all = Vec::new();
+    let mut wrong = None;
+    loop {
+        match u32::from_le_bytes(array(input)?) {
+            END => break,
+            length => record(input, length, &mut buffer)?,
+        }
+        // The checksum tells damage from a fault of ours, so a bad record waits for it.
+        match xds::Resource::decode(buffer.as_slice()) {
+            Ok(resource) => match decode_one(&resource, interner) {
+                Ok(versioned) => all.push(versioned),
+                Err(reason) => wrong = wrong.or(Some(format!("{:?}: {reason}", resource.name))),
+            },
+            Err(error) => wrong = wrong.or(Some(format!("record {}: {error}", all.len()))),
+        }
+    }
+    let count = u64::from_le_bytes(array(input)?);
+    let sum = input.crc.value();
+    if u32::from_le_bytes(array(input)?) != sum {
+        return Err(Bad::Content("its checksum is wrong".to_owned()));
+    }
+    if input.read(&mut [0])? != 0 {
+        return Err(Bad::Content("something follows its end".to_owned()));
+    }
+    if let Some(wrong) = wrong {
+        return Err(Bad::Content(wrong));
+    }
+    if count != all.len() as u64 {
+        return Err(Bad::Content(format!("it says {count} resources and holds {}", all.len())));
+    }
+    if node != interner.node() {
+        return Err(Bad::Node(node));
+    }
+    Ok(all)
+}
+
+fn array<const N: usize>(input: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    input.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn record(input: &mut impl Read, length: u32, buffer: &mut Vec<u8>) -> Result<(), Bad> {
+    if length > RECORD_LIMIT {
+        return Err(Bad::Content(format!("a record of {length} bytes")));
+    }
+    buffer.clear();
+    // Not `resize`: a damaged length must not allocate more than the file holds.
+    let read = input.take(length.into()).read_to_end(buffer)?;
+    if read < length as usize { Err(Bad::Io(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
+}
+
+struct Summed<T> {
+    inner: T,
+    crc: Crc,
+    length: u64,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.crc.update(&bytes[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<R: Read> Read for Summed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.crc.update(&buffer[..read]);
+        self.length += read as u64;
+        Ok(read)
+    }
+}
+
+/// CRC-32 as in IEEE 802.3.
+struct Crc(u32);
+
+impl Crc {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut at = 0;
+        while at < 256 {
+            let mut value = at as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
+                bit += 1;
+            }
+            table[at] = value;
+            at += 1;
+        }
+        table
+    };
+
+    fn new() -> Self {
+        Self(u32::MAX)
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let low = (self.0 as u8) ^ byte;
+            self.0 = Self::TABLE[usize::from(low)] ^ (self.0 >> 8);
+        }
+    }
+
+    fn value(&self) -> u32 {
+        !self.0
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+use super::super::Snapshot;
+use super::super::fixtures::{of_service, of_workload, service, update, workload};
+use super::*;
+use crate::fixtures::Directory;
+
+fn shop() -> Snapshot {
+    let mut snapshot = Snapshot::new();
+    let key = "shop/web.shop.svc.cluster.local";
+    let mut resources = vec![of_service(service(key, &["10.96.0.1"], &[(80, 8080)]), "v1")];
+    for i in 0..20 {
+        let (uid, address) = (format!("c//Pod/shop/{i}"), format!("10.0.0.{i}"));
+        resources.push(of_workload(workload(&uid, &address, "node-a", &[key]), &format!("{i:04x}")));
+    }
+    snapshot.apply(update(&resources));
+    snapshot
+}
+
+fn saved() -> Directory {
+    let directory = Directory::new();
+    save(directory.path(), "node-a", &shop().held()).unwrap();
+    directory
+}
+
+fn reload(directory: &Directory) -> Result<Option<Vec<Versioned>>, LoadError> {
+    load(directory.path(), &mut Interner::new("node-a"))
+}
+
+#[test]
+fn what_was_saved_comes_back() {
+    let directory = saved();
+    let mut back = Snapshot::new();
+    back.apply(super::super::Delta { updated: reload(&directory).unwrap().unwrap(), removed: Vec::new() });
+    let snapshot = shop();
+    assert_eq!(back.versions(), snapshot.versions());
+    for workload in snapshot.workloads() {
+        assert_eq!(back.workload(&workload.uid), Some(workload));
+    }
+    for service in snapshot.services() {
+        assert_eq!(back.service(&service.key), Some(service));
+    }
+}
+
+#[test]
+fn nothing_saved_is_no_error() {
+    assert!(reload(&Directory::new()).unwrap().is_none());
+}
+
+#[test]
+fn saving_replaces_the_last_one_and_leaves_nothing_else() {
+    let directory = saved();
+    save(directory.path(), "node-a", &Snapshot::new().held()).unwrap();
+    assert_eq!(reload(&directory).unwrap().unwrap(), []);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_directory_is_made_if_need_be() {
+    let directory = Directory::new();
+    let below = directory.path().join("a/b");
+    let written = save(&below, "node-a", &shop().held()).unwrap();
+    assert_eq!(fs::metadata(path(&below)).unwrap().len(), written);
+}
+
+#[test]
+fn every_damaged_byte_is_noticed() {
+    let directory = saved();
+    let good = fs::read(path(directory.path())).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x41;
+        fs::write(path(directory.path()), &bad).unwrap();
+        assert!(reload(&directory).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn every_shortened_file_is_noticed() {
+    let directory = saved();
+    let good = fs::read(path(directory.path())).unwrap();
+    for length in 0..good.len() {
+        fs::write(path(directory.path()), &good[..length]).unwrap();
+        let error = reload(&directory).unwrap_err();
+        assert!(matches!(error, LoadError::Damaged { .. }), "{length}: {error}");
+    }
+    let longer = [&good[..], b"x"].concat();
+    fs::write(path(directory.path()), longer).unwrap();
+    assert!(reload(&directory).is_err());
+}
+
+#[test]
+fn a_file_of_another_node_or_format_is_not_used() {
+    let directory = saved();
+    let error = load(directory.path(), &mut Interner::new("node-b")).unwrap_err();
+    assert!(matches!(error, LoadError::OtherNode { .. }), "{error}");
+    let mut other = fs::read(path(directory.path())).unwrap();
+    other[8] = 99;
+    fs::write(path(directory.path()), other).unwrap();
+    let error = reload(&directory).unwrap_err();
+    assert!(matches!(error, LoadError::Format { found: 99, .. }), "{error}");
+}
+
+#[test]
+fn removing_says_whether_there_was_one() {
+    let directory = saved();
+    assert!(remove(directory.path()).unwrap());
+    assert!(!remove(directory.path()).unwrap());
+}
+
+#[test]
+fn the_checksum_is_the_usual_one() {
+    let mut crc = Crc::new();
+    crc.update(b"123456789");
+    assert_eq!(crc.value(), 0xcbf4_3926);
+}

@@ -1,0 +1,23 @@
+//! What the control plane said: services, the workloads behind them, and who belongs to whom.
+//!
+//! Pure but for `disk`. Messages are parsed once, at the edge (`decode`), into types that cannot hold a wrong value;
+//! everything behind reads those. The size matters: a node holds the whole mesh, so what many workloads have in common
+//! is stored once (`intern`).
+
+mod decode;
+pub mod disk;
+mod encode;
+mod intern;
+mod model;
+mod state;
+
+pub use decode::{decode, decode_one};
+pub use intern::Interner;
+pub use model::{
+    Algorithm, Delta, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope,
+    Service, ServicePort, Version, Versioned, Workload,
+};
+pub use state::{Changed, Held, Snapshot};
+
+#[cfg(test)]
+pub mod fixtures;

@@ -1,0 +1,305 @@
+//! Services and workloads as the agent knows them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Transport protocol of a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// How a backend is chosen among those that are allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// At random, in proportion to the weights.
+    WeightedRandom,
+    /// In turn.
+    RoundRobin,
+    /// The one with fewer open connections of two picked at random.
+    LeastConnections,
+    /// By a consistent hash of the client.
+    Maglev,
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WeightedRandom => "weighted-random",
+            Self::RoundRobin => "round-robin",
+            Self::LeastConnections => "least-connections",
+            Self::Maglev => "maglev",
+        })
+    }
+}
+
+/// What client and backend may have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// The same region.
+    Region,
+    /// The same zone of the same region.
+    Zone,
+    /// The same subzone.
+    Subzone,
+    /// The same node.
+    Node,
+    /// The same cluster.
+    Cluster,
+    /// The same network.
+    Network,
+}
+
+/// What [`Service::preference`] means for backends that do not match it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Every backend is as good as another.
+    Any,
+    /// Only backends that match every scope.
+    Strict,
+    /// The backends that match the most leading scopes.
+    Failover,
+}
+
+/// Where a workload stands.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Locality {
+    /// Region, or empty.
+    pub region: Arc<str>,
+    /// Zone, or empty.
+    pub zone: Arc<str>,
+    /// Subzone, or empty.
+    pub subzone: Arc<str>,
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePort {
+    /// Port that clients dial; never 0.
+    pub port: u16,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Port of the backends. `None`: the service names it, and each workload says its number.
+    pub target: Option<u16>,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `namespace/hostname`, its resource name.
+    pub key: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Fully qualified name.
+    pub hostname: Arc<str>,
+    /// Virtual addresses; none for a headless service, and none for one that wants its traffic passed through.
+    pub addresses: Box<[IpAddr]>,
+    /// Ports, unique by number and protocol.
+    pub ports: Box<[ServicePort]>,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
+    /// How long a client keeps its backend, if at all.
+    pub affinity: Option<Duration>,
+    /// Which backends are preferred, most important first.
+    pub preference: Box<[Scope]>,
+    /// What the preference means.
+    pub mode: Mode,
+    /// Backends that are not ready serve as well.
+    pub allow_unready: bool,
+}
+
+/// Port of a workload behind a service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortMapping {
+    /// The service's port.
+    pub port: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+    /// The workload's port.
+    pub target: u16,
+}
+
+/// That a workload belongs to a service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Membership {
+    /// Key of the service.
+    pub service: Arc<str>,
+    /// Ports that differ from, or are only named in, the service's own list.
+    pub ports: Box<[PortMapping]>,
+    /// Not ready in this service.
+    pub unready: bool,
+    /// Going away, but still serving: for when nothing better is left.
+    pub terminating: bool,
+}
+
+/// What the workloads of a node have in common. Its fields are read through [`Workload`], which derefs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Node, or empty.
+    pub node: Arc<str>,
+    /// Region, zone and subzone.
+    pub locality: Arc<Locality>,
+    /// Network, or empty for the default one.
+    pub network: Arc<str>,
+    /// Cluster.
+    pub cluster: Arc<str>,
+    /// Shares its node's network namespace, so that its address tells nothing.
+    pub host_network: bool,
+    /// Ready in general; a membership may still say otherwise.
+    pub healthy: bool,
+    /// Share in balancing; 0 receives nothing.
+    pub weight: u32,
+    /// `metadata.uid` of the pod. Kept only for workloads of this agent's node: it names a cgroup here.
+    pub pod_uid: Option<Box<str>>,
+    /// Cgroup relative to the node's root. Kept only for workloads of this agent's node.
+    pub cgroup: Option<Box<str>>,
+}
+
+/// A workload: a pod, or a process on a plain host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique name, `CLUSTER/GROUP/KIND/NAMESPACE/NAME[/MORE]`.
+    pub uid: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account; empty when it has none.
+    pub service_account: Arc<str>,
+    /// Addresses; none for a workload known by name only.
+    pub addresses: Box<[IpAddr]>,
+    /// Services it belongs to, each once, in order of their keys.
+    pub memberships: Arc<[Membership]>,
+    /// Where it runs and how it fares; shared with its like.
+    pub place: Arc<Place>,
+}
+
+impl Deref for Workload {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Workload {
+    /// Name within the namespace, as the uid has it.
+    pub fn name(&self) -> &str {
+        self.uid.splitn(5, '/').nth(4).unwrap_or(&self.uid)
+    }
+
+    /// Its membership in a service.
+    pub fn membership(&self, service: &str) -> Option<&Membership> {
+        let found = self.memberships.binary_search_by(|m| (*m.service).cmp(service));
+        found.ok().and_then(|at| self.memberships.get(at))
+    }
+}
+
+/// A service or a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resource {
+    /// A service.
+    Service(Arc<Service>),
+    /// A workload.
+    Workload(Arc<Workload>),
+}
+
+/// Version of a resource. Content hashes in hexadecimal, the usual case, need no memory of their own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Version(Repr);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Repr {
+    Hex { value: u64, digits: u8 },
+    Text(Box<str>),
+}
+
+impl From<&str> for Version {
+    fn from(text: &str) -> Self {
+        let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        let short = (1..=16).contains(&text.len()) && text.bytes().all(hex);
+        let value = short.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        match (value, u8::try_from(text.len())) {
+            (Some(value), Ok(digits)) => Self(Repr::Hex { value, digits }),
+            _ => Self(Repr::Text(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Repr::Hex { value, digits } => write!(f, "{value:0width$x}", width = usize::from(*digits)),
+            Repr::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A resource as received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// Resource name: a service's key or a workload's uid.
+    pub name: Arc<str>,
+    /// The control plane's version of it.
+    pub version: Version,
+    /// The resource.
+    pub resource: Resource,
+}
+
+/// What one response changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// New and changed resources.
+    pub updated: Vec<Versioned>,
+    /// Names of resources that are gone.
+    pub removed: Vec<Arc<str>>,
+}
+
+/// A resource that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its name.
+    pub name: String,
+    /// Why, naming the field.
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_back_as_they_went_in() {
+        for text in
+            ["", "0", "00", "0001", "deadbeef", "DEADBEEF", "ffffffffffffffff", "0ffffffffffffffff", "v1/é"]
+        {
+            assert_eq!(Version::from(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn versions_differ_when_their_texts_differ() {
+        assert_ne!(Version::from("1"), Version::from("01"));
+        assert_ne!(Version::from("a"), Version::from("A"));
+        assert_eq!(Version::from("1f"), Version::from("1f"));
+    }
+}

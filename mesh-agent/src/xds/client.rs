@@ -1,0 +1,209 @@
+//! Owns the connection to the control plane.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
+use tracing::{debug, info, warn};
+
+use super::XdsEvent;
+use super::backoff;
+use super::session::{Change, Session, Step};
+use crate::config::XdsConfig;
+use crate::snapshot::{Delta, Interner, Rejected};
+
+/// A mesh of some 500,000 workloads in one message, as istiod sends it.
+const DECODE_LIMIT: usize = 200 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that vanished is noticed after interval and timeout.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a full page: no further one within this time means that there is none.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Keeps a stream to the control plane, and tells `events` what it says. Ends when nobody listens to the events.
+pub async fn run(config: XdsConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
+    let mut session = Session::new(&config.node, interner);
+    let mut failures = 0_u32;
+    loop {
+        let started = Instant::now();
+        let reason = match stream(&config, &mut session, &events).await {
+            Ok(reason) => reason,
+            Err(OwnerGone) => return,
+        };
+        warn!(control_plane = %config.address, %reason, "no stream from the control plane");
+        if events.send(XdsEvent::Disconnected { reason }).await.is_err() {
+            return;
+        }
+        let counted = backoff::counted(failures, started.elapsed());
+        let wait = backoff::delay(counted, random());
+        failures = counted.saturating_add(1);
+        debug!(?wait, "waiting before the next attempt");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = events.closed() => return,
+        }
+    }
+}
+
+/// Nobody listens to the events any more.
+struct OwnerGone;
+
+/// One stream from beginning to end; returns why it ended.
+async fn stream(
+    config: &XdsConfig,
+    session: &mut Session,
+    events: &mpsc::Sender<XdsEvent>,
+) -> Result<String, OwnerGone> {
+    let channel = tokio::select! {
+        connected = connect(config) => match connected {
+            Ok(channel) => channel,
+            Err(error) => return Ok(format!("connect: {}", chain(&error))),
+        },
+        () = events.closed() => return Err(OwnerGone),
+    };
+    let (reply, versions) = oneshot::channel();
+    events.send(XdsEvent::Versions { reply }).await.map_err(|_closed| OwnerGone)?;
+    let versions = versions.await.map_err(|_dropped| OwnerGone)?;
+    let (requests, outgoing) = mpsc::channel(4);
+    let first = session.begin(versions);
+    if requests.send(first).await.is_err() {
+        return Ok("the request could not be sent".to_owned());
+    }
+    let opened = tokio::select! {
+        opened = open(channel, config, outgoing) => opened,
+        () = events.closed() => return Err(OwnerGone),
+    };
+    let responses = match opened {
+        Ok(responses) => responses,
+        Err(status) => return Ok(format!("subscribe: {}", describe(&status))),
+    };
+    info!(control_plane = %config.address, "connected to the control plane");
+    events.send(XdsEvent::Connected).await.map_err(|_closed| OwnerGone)?;
+    converse(session, responses, requests, events).await
+}
+
+async fn connect(config: &XdsConfig) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from(config.address.clone())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect()
+        .await
+}
+
+async fn open(
+    channel: Channel,
+    config: &XdsConfig,
+    outgoing: mpsc::Receiver<DeltaDiscoveryRequest>,
+) -> Result<Streaming<DeltaDiscoveryResponse>, tonic::Status> {
+    let mut request = Request::new(ReceiverStream::new(outgoing));
+    if let Ok(cluster) = config.node.cluster_id.parse() {
+        request.metadata_mut().insert("clusterid", cluster);
+    }
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(DECODE_LIMIT);
+    client.delta_aggregated_resources(request).await.map(tonic::Response::into_inner)
+}
+
+async fn converse(
+    session: &mut Session,
+    mut responses: Streaming<DeltaDiscoveryResponse>,
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    events: &mpsc::Sender<XdsEvent>,
+) -> Result<String, OwnerGone> {
+    let mut synced = false;
+    let mut quiet: Option<Instant> = None;
+    loop {
+        let silence = async {
+            match quiet {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let received = tokio::select! {
+            received = responses.message() => received,
+            () = silence => {
+                (quiet, synced) = (None, true);
+                apply(events, Delta::default(), Vec::new(), true).await?;
+                continue;
+            }
+            () = events.closed() => return Err(OwnerGone),
+        };
+        let response = match received {
+            Ok(Some(response)) => response,
+            Ok(None) => return Ok("the control plane ended the stream".to_owned()),
+            Err(status) => return Ok(describe(&status)),
+        };
+        let request = match session.response(response) {
+            Step::Leave { reason } => return Ok(reason),
+            Step::Refuse { request, reason } => {
+                warn!(%reason, "refused a response");
+                *request
+            }
+            Step::Apply(Change { delta, mut rejected, complete, nonce }) => {
+                synced |= complete;
+                quiet = (!synced).then(|| Instant::now() + QUIET);
+                let names: Vec<_> = delta.updated.iter().map(|v| v.name.clone()).collect();
+                let names: Vec<_> = names.into_iter().chain(delta.removed.iter().cloned()).collect();
+                let refused = apply(events, delta, rejected.clone(), synced).await?;
+                session.settle(names.iter().map(|name| &**name), &refused);
+                rejected.extend(refused);
+                for Rejected { name, reason } in &rejected {
+                    warn!(%name, %reason, "refused a resource");
+                }
+                session.answer(nonce, &rejected)
+            }
+        };
+        if requests.send(request).await.is_err() {
+            return Ok("the control plane stopped reading".to_owned());
+        }
+    }
+}
+
+/// Hands a change to the owner and waits until it is in force; returns what the owner refused.
+async fn apply(
+    events: &mpsc::Sender<XdsEvent>,
+    delta: Delta,
+    rejected: Vec<Rejected>,
+    synced: bool,
+) -> Result<Vec<Rejected>, OwnerGone> {
+    let (applied, done) = oneshot::channel();
+    let event = XdsEvent::Delta { delta, rejected, synced, applied };
+    events.send(event).await.map_err(|_closed| OwnerGone)?;
+    done.await.map_err(|_dropped| OwnerGone)
+}
+
+/// 64 bits that differ from run to run and from agent to agent.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn describe(status: &tonic::Status) -> String {
+    let source = std::error::Error::source(status).map(|source| format!(" ({})", chain(source)));
+    format!("{}: {}{}", status.code(), status.message(), source.unwrap_or_default())
+}
+
+/// An error and its causes: the outermost of a failed connection only says "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

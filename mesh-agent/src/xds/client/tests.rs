@@ -1,0 +1,366 @@
+//! Against a real server, in process, over TCP.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use mesh_common::api::ADDRESS_TYPE;
+use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Response, Status};
+
+use super::*;
+use crate::config::NodeConfig;
+use crate::snapshot::Snapshot;
+use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
+
+const WEB: &str = "shop/web.shop.svc.cluster.local";
+const SOON: Duration = Duration::from_secs(20);
+
+type Sent = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+/// One stream, seen from the control plane.
+struct Talk {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: Sent,
+}
+
+impl Talk {
+    async fn request(&mut self) -> DeltaDiscoveryRequest {
+        let received = tokio::time::timeout(SOON, self.requests.message()).await.expect("no request");
+        received.unwrap().expect("the agent ended the stream")
+    }
+
+    async fn send(&self, response: DeltaDiscoveryResponse) {
+        self.responses.send(Ok(response)).await.unwrap();
+    }
+}
+
+#[derive(Clone)]
+struct Plane {
+    talks: mpsc::Sender<Talk>,
+    refuse: Arc<Mutex<Option<Status>>>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Plane {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        if let Some(status) = self.refuse.lock().unwrap().clone() {
+            return Err(status);
+        }
+        assert_eq!(request.metadata().get("clusterid").unwrap(), "Kubernetes");
+        let (responses, receiver) = mpsc::channel(16);
+        self.talks.send(Talk { requests: request.into_inner(), responses }).await.unwrap();
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// A control plane, and an agent's client with an owner that the test plays.
+struct World {
+    talks: mpsc::Receiver<Talk>,
+    refuse: Arc<Mutex<Option<Status>>>,
+    events: mpsc::Receiver<XdsEvent>,
+    address: SocketAddr,
+    server: JoinHandle<()>,
+    client: JoinHandle<()>,
+    snapshot: Snapshot,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.client.abort();
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (talks, received) = mpsc::channel(4);
+        let refuse = Arc::new(Mutex::new(None));
+        let server = serve(listener, Plane { talks, refuse: Arc::clone(&refuse) });
+        let (client, events) = agent(address);
+        Self { talks: received, refuse, events, address, server, client, snapshot: Snapshot::new() }
+    }
+
+    async fn event(&mut self) -> XdsEvent {
+        loop {
+            let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event");
+            match event.expect("the client ended") {
+                XdsEvent::Versions { reply } => reply.send(self.snapshot.versions()).unwrap(),
+                other => return other,
+            }
+        }
+    }
+
+    /// The stream that the agent opens next, with its first request.
+    async fn stream(&mut self) -> (Talk, DeltaDiscoveryRequest) {
+        loop {
+            match self.event().await {
+                XdsEvent::Connected => break,
+                XdsEvent::Disconnected { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut talk = self.talks.recv().await.unwrap();
+        let first = talk.request().await;
+        (talk, first)
+    }
+
+    /// Takes the next change in, and refuses those.
+    async fn apply(&mut self, refused: &[&str]) -> (Vec<Rejected>, bool) {
+        match self.event().await {
+            XdsEvent::Delta { delta, rejected, synced, applied } => {
+                self.snapshot.apply(delta);
+                let refusal =
+                    |name: &&str| Rejected { name: (*name).to_owned(), reason: "no room".to_owned() };
+                applied.send(refused.iter().map(refusal).collect()).unwrap();
+                (rejected, synced)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn disconnected(&mut self) -> String {
+        match self.event().await {
+            XdsEvent::Disconnected { reason } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn serve(listener: TcpListener, plane: Plane) -> JoinHandle<()> {
+    let server = AggregatedDiscoveryServiceServer::new(plane);
+    tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming).await.unwrap();
+    })
+}
+
+fn agent(address: SocketAddr) -> (JoinHandle<()>, mpsc::Receiver<XdsEvent>) {
+    let node = NodeConfig {
+        name: "node-a".to_owned(),
+        ip: "127.0.0.1".parse().unwrap(),
+        cluster_id: "Kubernetes".to_owned(),
+        region: None,
+        zone: None,
+    };
+    let config = XdsConfig { address: format!("http://{address}").parse().unwrap(), node };
+    let (sender, events) = mpsc::channel(4);
+    (tokio::spawn(run(config, Interner::new("node-a"), sender)), events)
+}
+
+fn response(
+    nonce: &str,
+    resources: Vec<mesh_common::api::envoy::service::discovery::v3::Resource>,
+) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.to_owned(),
+        nonce: nonce.to_owned(),
+        resources,
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn web(version: &str) -> mesh_common::api::envoy::service::discovery::v3::Resource {
+    of_service(service(WEB, &["10.96.0.1"], &[(80, 80)]), version)
+}
+
+#[tokio::test]
+async fn a_change_is_acknowledged_when_it_is_in_force() {
+    let mut world = World::new().await;
+    let (mut talk, first) = world.stream().await;
+    assert_eq!(first.initial_resource_versions.len(), 0);
+    talk.send(response("n1", vec![web("1")])).await;
+    let XdsEvent::Delta { delta, applied, synced, .. } = world.event().await else { panic!("no delta") };
+    assert!(synced);
+    let early = tokio::time::timeout(Duration::from_millis(100), talk.requests.message()).await;
+    assert!(early.is_err(), "acknowledged before it was applied");
+    world.snapshot.apply(delta);
+    applied.send(Vec::new()).unwrap();
+    let ack = talk.request().await;
+    assert_eq!((&*ack.response_nonce, ack.error_detail), ("n1", None));
+}
+
+#[tokio::test]
+async fn a_broken_stream_is_resumed_with_what_is_held() {
+    let mut world = World::new().await;
+    let (mut talk, _) = world.stream().await;
+    let bad = of_service(service("shop/bad", &[], &[(0, 1)]), "1");
+    let full = of_service(service("shop/full", &["10.96.0.3"], &[(80, 80)]), "1");
+    talk.send(response("n1", vec![web("v1"), bad, full])).await;
+    let (rejected, _) = world.apply(&["shop/full"]).await;
+    assert_eq!(rejected[0].name, "shop/bad");
+    let nack = talk.request().await.error_detail.unwrap().message;
+    assert!(nack.contains("shop/bad: ") && nack.contains("shop/full: no room"), "{nack}");
+    talk.responses.send(Err(Status::unavailable("going away"))).await.unwrap();
+    assert!(world.disconnected().await.contains("going away"));
+    let (_talk, first) = world.stream().await;
+    let wanted = [(WEB.to_owned(), "v1".to_owned()), ("shop/full".to_owned(), String::new())].into();
+    assert_eq!(first.initial_resource_versions, wanted);
+    assert!(first.node.is_some());
+}
+
+#[tokio::test]
+async fn a_page_that_is_full_is_not_the_end() {
+    let mut world = World::new().await;
+    let (mut talk, _) = world.stream().await;
+    let page = |from: usize| {
+        let pod = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
+        (from..from + 1_000).map(pod).collect::<Vec<_>>()
+    };
+    talk.send(response("n1", page(0))).await;
+    assert!(!world.apply(&[]).await.1);
+    talk.request().await;
+    talk.send(response("n2", vec![web("1")])).await;
+    assert!(world.apply(&[]).await.1);
+    talk.request().await;
+    // Once said, it stays said, also when a later change fills a page.
+    talk.send(response("n3", page(0))).await;
+    assert!(world.apply(&[]).await.1);
+}
+
+#[tokio::test]
+async fn after_a_full_page_silence_is_the_end() {
+    let mut world = World::new().await;
+    let (talk, _) = world.stream().await;
+    let pod = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
+    talk.send(response("n1", (0..1_000).map(pod).collect())).await;
+    assert!(!world.apply(&[]).await.1);
+    assert!(world.apply(&[]).await.1);
+    assert_eq!(world.snapshot.workload_count(), 1_000);
+}
+
+#[tokio::test]
+async fn nonsense_is_survived() {
+    let mut world = World::new().await;
+    let (mut talk, _) = world.stream().await;
+    talk.send(response("n1", vec![web("1")])).await;
+    world.apply(&[]).await;
+    talk.request().await;
+    // Another type: refused, and the stream goes on.
+    let other = DeltaDiscoveryResponse { type_url: "x/y".to_owned(), ..response("n2", vec![web("2")]) };
+    talk.send(other).await;
+    let nack = talk.request().await;
+    assert_eq!((&*nack.response_nonce, nack.error_detail.is_some()), ("n2", true));
+    // Resources that are none.
+    let mut broken = web("2");
+    broken.resource.as_mut().unwrap().value = vec![0xff; 1_000];
+    talk.send(response("n3", vec![broken])).await;
+    assert_eq!(world.apply(&[]).await.0.len(), 1);
+    assert!(talk.request().await.error_detail.is_some());
+    // No nonce: nothing could be answered.
+    talk.send(response("", vec![web("2")])).await;
+    assert!(world.disconnected().await.contains("nonce"));
+    let (_talk, first) = world.stream().await;
+    assert_eq!(first.initial_resource_versions, [(WEB.to_owned(), "1".to_owned())].into());
+}
+
+#[tokio::test]
+async fn a_plane_that_refuses_is_asked_again() {
+    let mut world = World::new().await;
+    let (talk, _) = world.stream().await;
+    *world.refuse.lock().unwrap() = Some(Status::resource_exhausted("too many streams"));
+    drop(talk);
+    world.disconnected().await;
+    assert!(world.disconnected().await.contains("too many streams"));
+    assert!(world.disconnected().await.contains("too many streams"));
+    *world.refuse.lock().unwrap() = None;
+    world.stream().await;
+}
+
+#[tokio::test]
+async fn a_plane_that_is_away_is_found_when_it_comes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let (client, mut events) = agent(address);
+    for _ in 0..3 {
+        let event = tokio::time::timeout(SOON, events.recv()).await.unwrap().unwrap();
+        let XdsEvent::Disconnected { reason } = event else { panic!("{event:?}") };
+        assert!(reason.contains("refused"), "{reason}");
+    }
+    let (talks, mut received) = mpsc::channel(1);
+    let listener = TcpListener::bind(address).await.unwrap();
+    let server = serve(listener, Plane { talks, refuse: Arc::default() });
+    let answer = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let XdsEvent::Versions { reply } = event {
+                reply.send(HashMap::new()).unwrap();
+            }
+        }
+    });
+    tokio::time::timeout(SOON, received.recv()).await.unwrap().unwrap();
+    client.abort();
+    server.abort();
+    answer.abort();
+}
+
+#[tokio::test]
+async fn what_is_no_control_plane_at_all_is_survived() {
+    use tokio::io::AsyncWriteExt;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\nwhat?").await);
+        }
+    });
+    let (client, mut events) = agent(address);
+    let mut failures = 0;
+    while failures < 2 {
+        match tokio::time::timeout(SOON, events.recv()).await.unwrap().unwrap() {
+            XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
+            XdsEvent::Disconnected { .. } => failures += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!client.is_finished());
+    server.abort();
+    client.abort();
+}
+
+#[tokio::test]
+async fn the_client_ends_with_its_owner() {
+    let mut world = World::new().await;
+    let (talk, _) = world.stream().await;
+    let (_, replacement) = mpsc::channel(1);
+    drop(std::mem::replace(&mut world.events, replacement));
+    let ended = async {
+        while !world.client.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("the client goes on without an owner");
+    drop(talk);
+    assert_ne!(world.address.port(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_become_rare() {
+    // A port that nobody listens on; the paused clock skips the waits, and counts them.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let begun = Instant::now();
+    let (client, mut events) = agent(address);
+    for _ in 0..12 {
+        let event = events.recv().await.unwrap();
+        assert!(matches!(event, XdsEvent::Disconnected { .. }), "{event:?}");
+    }
+    // Eleven waits: 0.1 s doubled up to 15 s, each between half and all of it.
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_secs(35) && waited <= Duration::from_secs(75), "{waited:?}");
+    client.abort();
+}

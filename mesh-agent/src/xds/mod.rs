@@ -1,0 +1,45 @@
+//! Hears from the control plane by delta ADS.
+//!
+//! `session` decides what to say, `backoff` when to try again; both are pure. `client` owns the connection. What is held
+//! belongs to the receiver of the events: a stream begins by asking it, so there is no second copy that could differ.
+
+pub mod backoff;
+mod client;
+pub mod session;
+
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+
+pub use client::run;
+
+use crate::snapshot::{Delta, Rejected};
+
+/// What the client tells the owner of the snapshot.
+#[derive(Debug)]
+pub enum XdsEvent {
+    /// A stream is about to begin: which resources, at which versions, are held?
+    Versions {
+        /// Takes the answer.
+        reply: oneshot::Sender<HashMap<String, String>>,
+    },
+    /// The control plane took the stream.
+    Connected,
+    /// There is no stream any more, or none could be had. Another attempt follows by itself.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+    /// The control plane said something.
+    Delta {
+        /// What changes.
+        delta: Delta,
+        /// Resources of the response that are in no shape to be used.
+        rejected: Vec<Rejected>,
+        /// The control plane has now said all that it knows.
+        synced: bool,
+        /// To be answered when the change is in force, with the resources that could not be taken. The response is
+        /// acknowledged then. Dropping it ends the client.
+        applied: oneshot::Sender<Vec<Rejected>>,
+    },
+}

@@ -1,0 +1,162 @@
+//! What is said on the streams. Pure: messages in, messages out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use mesh_common::api::ADDRESS_TYPE;
+use mesh_common::api::envoy::config::core::v3::{Locality, Node};
+use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use mesh_common::api::google::rpc::Status;
+
+use crate::config::NodeConfig;
+use crate::snapshot::{Delta, Interner, Rejected, decode};
+
+/// Our control plane's largest response: after one of this size, more may follow.
+const PAGE: usize = 1_000;
+/// How many refused resources a NACK names; it is for people.
+const NAMED: usize = 100;
+const INVALID_ARGUMENT: i32 = 3;
+
+/// The dialogue with the control plane, across its streams.
+#[derive(Debug)]
+pub struct Session {
+    node: Node,
+    interner: Interner,
+    /// Held by the owner, but not in force: a new stream asks for them again.
+    refused: BTreeSet<String>,
+}
+
+/// What a response asks for.
+#[derive(Debug)]
+pub enum Step {
+    /// Hand it to the owner, then answer by [`Session::answer`].
+    Apply(Change),
+    /// Refuse it as a whole.
+    Refuse {
+        /// The NACK.
+        request: Box<DeltaDiscoveryRequest>,
+        /// Why.
+        reason: String,
+    },
+    /// It cannot even be answered: leave the stream.
+    Leave {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A response, decoded.
+#[derive(Debug)]
+pub struct Change {
+    /// What changes.
+    pub delta: Delta,
+    /// Resources that could not be decoded.
+    pub rejected: Vec<Rejected>,
+    /// Nothing more is expected to follow at once.
+    pub complete: bool,
+    /// To answer with.
+    pub nonce: String,
+}
+
+impl Session {
+    /// A session of `node`.
+    pub fn new(node: &NodeConfig, interner: Interner) -> Self {
+        Self { node: identify(node), interner, refused: BTreeSet::new() }
+    }
+
+    /// The first request of a stream, when these versions are held.
+    pub fn begin(&self, mut versions: HashMap<String, String>) -> DeltaDiscoveryRequest {
+        for name in &self.refused {
+            // Not left out: then the control plane would not tell that the resource is gone.
+            if let Some(version) = versions.get_mut(name) {
+                version.clear();
+            }
+        }
+        DeltaDiscoveryRequest {
+            node: Some(self.node.clone()),
+            type_url: ADDRESS_TYPE.to_owned(),
+            initial_resource_versions: versions,
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    /// Reads a response.
+    pub fn response(&mut self, response: DeltaDiscoveryResponse) -> Step {
+        if response.nonce.is_empty() {
+            return Step::Leave { reason: "a response came without a nonce".to_owned() };
+        }
+        if response.type_url != ADDRESS_TYPE {
+            let url: String = response.type_url.chars().take(200).collect();
+            let reason = format!("a response came of type {url:?}, which was not asked for");
+            let request = DeltaDiscoveryRequest {
+                type_url: response.type_url,
+                response_nonce: response.nonce,
+                error_detail: Some(status(reason.clone())),
+                ..DeltaDiscoveryRequest::default()
+            };
+            return Step::Refuse { request: Box::new(request), reason };
+        }
+        let complete = response.resources.len() != PAGE;
+        let (updated, rejected) = decode(response.resources, &mut self.interner);
+        let removed = response.removed_resources.into_iter().map(Into::into).collect();
+        Step::Apply(Change { delta: Delta { updated, removed }, rejected, complete, nonce: response.nonce })
+    }
+
+    /// Notes what the owner made of a change: `names` were handed over, `refused` could not be taken.
+    pub fn settle<'a>(&mut self, names: impl IntoIterator<Item = &'a str>, refused: &[Rejected]) {
+        for name in names {
+            self.refused.remove(name);
+        }
+        self.refused.extend(refused.iter().map(|rejected| rejected.name.clone()));
+    }
+
+    /// The ACK of a response, or the NACK if anything in it was refused.
+    pub fn answer(&self, nonce: String, rejected: &[Rejected]) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: ADDRESS_TYPE.to_owned(),
+            response_nonce: nonce,
+            error_detail: (!rejected.is_empty()).then(|| status(reasons(rejected))),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+}
+
+fn identify(node: &NodeConfig) -> Node {
+    let text = |text: &str| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
+    };
+    let fields = BTreeMap::from([
+        ("NODE_NAME".to_owned(), text(&node.name)),
+        ("CLUSTER_ID".to_owned(), text(&node.cluster_id)),
+        ("INSTANCE_IPS".to_owned(), text(&node.ip.to_string())),
+    ]);
+    let locality = (node.region.is_some() || node.zone.is_some()).then(|| Locality {
+        region: node.region.clone().unwrap_or_default(),
+        zone: node.zone.clone().unwrap_or_default(),
+        sub_zone: String::new(),
+    });
+    Node {
+        // istiod wants a node type of its own and exactly four parts.
+        id: format!("ztunnel~{}~{}.mesh~mesh.svc.cluster.local", node.ip, node.name),
+        metadata: Some(prost_types::Struct { fields }),
+        locality,
+        user_agent_name: "mesh-agent".to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Node::default()
+    }
+}
+
+fn reasons(rejected: &[Rejected]) -> String {
+    let mut text: Vec<String> =
+        rejected.iter().take(NAMED).map(|r| format!("{}: {}", r.name, r.reason)).collect();
+    if rejected.len() > NAMED {
+        text.push(format!("and {} more", rejected.len() - NAMED));
+    }
+    text.join("; ")
+}
+
+fn status(message: String) -> Status {
+    Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
+
+const WEB: &str = "shop/web.shop.svc.cluster.local";
+
+fn node() -> NodeConfig {
+    NodeConfig {
+        name: "node-a".to_owned(),
+        ip: "192.0.2.7".parse().unwrap(),
+        cluster_id: "Kubernetes".to_owned(),
+        region: None,
+        zone: Some("z1".to_owned()),
+    }
+}
+
+fn session() -> Session {
+    Session::new(&node(), Interner::new("node-a"))
+}
+
+fn response(nonce: &str) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.to_owned(),
+        nonce: nonce.to_owned(),
+        resources: vec![of_service(service(WEB, &["10.96.0.1"], &[(80, 80)]), "1")],
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn change(step: Step) -> Change {
+    match step {
+        Step::Apply(change) => change,
+        Step::Refuse { reason, .. } | Step::Leave { reason } => panic!("{reason}"),
+    }
+}
+
+fn refusal(name: &str) -> Rejected {
+    Rejected { name: name.to_owned(), reason: "no room".to_owned() }
+}
+
+#[test]
+fn the_first_request_says_who_asks_and_what_is_held() {
+    let request = session().begin(HashMap::from([("a".to_owned(), "1".to_owned())]));
+    let node = request.node.unwrap();
+    assert_eq!(node.id, "ztunnel~192.0.2.7~node-a.mesh~mesh.svc.cluster.local");
+    assert_eq!(
+        (&*node.user_agent_name, &*node.user_agent_version),
+        ("mesh-agent", env!("CARGO_PKG_VERSION"))
+    );
+    assert_eq!(node.locality.unwrap().zone, "z1");
+    let name = &node.metadata.unwrap().fields["NODE_NAME"];
+    assert_eq!(name.kind, Some(prost_types::value::Kind::StringValue("node-a".to_owned())));
+    assert_eq!(request.type_url, ADDRESS_TYPE);
+    assert_eq!(request.initial_resource_versions["a"], "1");
+    // No names: everything.
+    assert_eq!(request.resource_names_subscribe, [String::new(); 0]);
+    assert_eq!(request.response_nonce, "");
+}
+
+#[test]
+fn a_response_is_acknowledged_by_its_nonce() {
+    let mut session = session();
+    let mut message = response("n1");
+    message.removed_resources.push("gone".to_owned());
+    let change = change(session.response(message));
+    assert_eq!(change.delta.updated.len(), 1);
+    assert_eq!(change.delta.removed, [Arc::from("gone")]);
+    assert_eq!(change.rejected, []);
+    let ack = session.answer(change.nonce, &[]);
+    assert_eq!((&*ack.response_nonce, &*ack.type_url), ("n1", ADDRESS_TYPE));
+    assert_eq!((ack.error_detail, ack.node), (None, None));
+}
+
+#[test]
+fn a_refused_resource_leaves_the_rest_in_force() {
+    let mut session = session();
+    let mut message = response("n1");
+    message.resources.push(of_service(service("shop/bad", &[], &[(0, 1)]), "1"));
+    let change = change(session.response(message));
+    assert_eq!(&*change.delta.updated[0].name, WEB);
+    let nack = session.answer(change.nonce, &change.rejected);
+    let error = nack.error_detail.unwrap();
+    assert_eq!((error.code, &*nack.response_nonce), (INVALID_ARGUMENT, "n1"));
+    assert!(error.message.contains("shop/bad: service.ports[0].service_port"), "{}", error.message);
+}
+
+#[test]
+fn many_refusals_are_told_in_bounded_words() {
+    let many: Vec<_> = (0..1_000).map(|i| refusal(&i.to_string())).collect();
+    let message = session().answer("n".to_owned(), &many).error_detail.unwrap().message;
+    assert!(message.ends_with("and 900 more"), "{message}");
+}
+
+#[test]
+fn what_the_owner_refused_is_asked_for_again() {
+    let mut session = session();
+    session.settle([WEB, "other"], &[refusal(WEB)]);
+    let held = || HashMap::from([(WEB.to_owned(), "1".to_owned()), ("other".to_owned(), "2".to_owned())]);
+    let versions = session.begin(held()).initial_resource_versions;
+    // Named, so that its removal is told; without its version, so that it is sent.
+    assert_eq!((&*versions[WEB], &*versions["other"]), ("", "2"));
+    session.settle([WEB], &[]);
+    assert_eq!(session.begin(held()).initial_resource_versions, held());
+}
+
+#[test]
+fn refused_names_that_are_not_held_are_not_claimed() {
+    let mut session = session();
+    session.settle([], &[refusal(WEB)]);
+    assert_eq!(session.begin(HashMap::new()).initial_resource_versions, HashMap::new());
+}
+
+#[test]
+fn a_response_without_a_nonce_ends_the_stream() {
+    assert!(matches!(session().response(response("")), Step::Leave { .. }));
+}
+
+#[test]
+fn a_response_of_another_type_is_refused_whole() {
+    let mut message = response("n1");
+    message.type_url = "type.googleapis.com/istio.security.Authorization".to_owned();
+    let Step::Refuse { request, .. } = session().response(message) else { panic!("taken") };
+    assert_eq!(request.response_nonce, "n1");
+    assert!(request.error_detail.unwrap().message.contains("Authorization"));
+}
+
+#[test]
+fn only_a_full_page_promises_more() {
+    let of = |count: usize| {
+        let resource = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
+        let message =
+            DeltaDiscoveryResponse { resources: (0..count).map(resource).collect(), ..response("n") };
+        change(session().response(message)).complete
+    };
+    assert!(of(0) && of(1) && of(999) && of(5_000));
+    assert!(!of(1_000));
+}

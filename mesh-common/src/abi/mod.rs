@@ -1,0 +1,71 @@
+//! Keys and values of the kernel maps, byte for byte as kernel and agent share them.
+//!
+//! Every type here is plain integers and byte arrays without hidden padding; an assertion guards each size. Values may grow
+//! only into their reserved bytes, so that a newer agent can adopt what an older one left pinned.
+
+mod address;
+mod backend;
+mod counters;
+mod page;
+mod pick;
+mod reason;
+mod socket;
+#[cfg(feature = "user")]
+mod user;
+mod workload;
+
+pub use address::{Address, Endpoint, Protocol, ServiceKey};
+pub use backend::{Backend, Load};
+pub use counters::{CounterKey, Counters, Outcome};
+pub use page::{Algorithm, ENTRIES, Entry, Header, MAX_DEPTH, Page, Pointer};
+pub use pick::{Affinity, AffinityKey, descend, maglev_position, random_position, round_robin_position};
+pub use reason::Reason;
+pub use socket::{FlowKey, FlowValue, Socket, SourceKey};
+pub use workload::{WorkloadIdentity, identity_of};
+
+/// Version of the map layouts as a whole; raised when a map's key or the meaning of a value changes.
+pub const LAYOUT: u32 = 1;
+
+/// Names of the maps, as they are in the object and under the pin path.
+pub mod map {
+    /// [`super::ServiceKey`] → [`super::Pointer`] (hash). Writer: agent.
+    pub const SERVICES: &str = "SERVICES";
+    /// page number → [`super::Page`] (array). Writer: agent.
+    pub const PAGES: &str = "PAGES";
+    /// backend number → [`super::Backend`] (array). Writer: agent.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// backend number → [`super::Load`] (array). Writer: `connection`; the agent zeroes a slot before its first use.
+    pub const LOADS: &str = "LOADS";
+    /// service number → position of round robin (array of `u64`). Writer: kernel.
+    pub const ROTATION: &str = "ROTATION";
+    /// [`super::AffinityKey`] → [`super::Affinity`] (LRU hash). Writer: kernel.
+    pub const AFFINITY: &str = "AFFINITY";
+    /// cgroup id → [`super::WorkloadIdentity`] (hash). Writer: agent.
+    pub const WORKLOADS: &str = "WORKLOADS";
+    /// socket → [`super::Socket`] (socket storage, cloned to accepted sockets). Writer: kernel.
+    pub const SOCKETS: &str = "SOCKETS";
+    /// [`super::FlowKey`] → [`super::FlowValue`] (LRU hash): UDP. Writer: `datagram`.
+    pub const UDP_FLOWS: &str = "UDP_FLOWS";
+    /// [`super::SourceKey`] → [`super::Endpoint`] (LRU hash): UDP. Writer: `datagram`.
+    pub const UDP_SOURCES: &str = "UDP_SOURCES";
+    /// [`super::CounterKey`] → [`super::Counters`] (per-CPU hash). Writer: kernel; the agent removes what has gone.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// [`super::Reason`] → `u64` (per-CPU array). Writer: kernel.
+    pub const REASONS: &str = "REASONS";
+
+    /// All of them.
+    pub const ALL: [&str; 12] = [
+        SERVICES,
+        PAGES,
+        BACKENDS,
+        LOADS,
+        ROTATION,
+        AFFINITY,
+        WORKLOADS,
+        SOCKETS,
+        UDP_FLOWS,
+        UDP_SOURCES,
+        COUNTERS,
+        REASONS,
+    ];
+}

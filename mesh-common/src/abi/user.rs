@@ -1,0 +1,31 @@
+//! Lets the agent read and write the map types.
+#![expect(unsafe_code, reason = "aya asks for a marker on what crosses into the kernel")]
+
+use super::*;
+
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {$(
+        // SAFETY: `repr(C)`, integers and byte arrays only; the size assertion beside the type shows that there is no
+        // padding, so every byte is initialised and every bit pattern is valid.
+        unsafe impl aya::Pod for $type {}
+    )+};
+}
+
+pod!(
+    Address,
+    Affinity,
+    AffinityKey,
+    Backend,
+    CounterKey,
+    Counters,
+    Endpoint,
+    FlowKey,
+    FlowValue,
+    Load,
+    Page,
+    Pointer,
+    ServiceKey,
+    Socket,
+    SourceKey,
+    WorkloadIdentity,
+);

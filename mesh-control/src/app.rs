@@ -1,0 +1,190 @@
+//! Wires the parts together and owns their tasks.
+
+use std::{net::SocketAddr, sync::Arc, time::{Duration, Instant}};
+
+use anyhow::Context as _;
+use mesh_common::api::{
+    envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    mesh::v1::management_server::ManagementServer,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+use tonic::transport::{Server, server::TcpIncoming};
+use tracing::{info, warn};
+
+use crate::{
+    catalog::Catalog,
+    config::Config,
+    health::Health,
+    index::Mesh,
+    management::Management,
+    metrics::Metrics,
+    pipeline::{Pipeline, Report},
+    source::Source,
+    xds::{Agents, Discovery, Shared},
+};
+
+/// A client that returns may list a hundred thousand versions in one request.
+const MAX_REQUEST: usize = 64 << 20;
+/// Finds clients that went without a word.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams end at once when asked; what does not is cut off.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A running control plane; dropped, it stops at once.
+#[derive(Debug)]
+pub struct ControlPlane {
+    xds: SocketAddr,
+    management: SocketAddr,
+    metrics: SocketAddr,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl ControlPlane {
+    /// Starts a control plane; returns when the manifests were read and all ports answer.
+    ///
+    /// # Errors
+    /// When the directory of manifests cannot be read, or a port is taken; the message names the option.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let (readiness, ready) = watch::channel(false);
+        let (catalog, agents, report) = (Arc::<Catalog>::default(), Arc::<Agents>::default(), Arc::<Report>::default());
+        let metrics = Arc::new(Metrics::new().context("registering metrics")?);
+        let started = Instant::now();
+        let mut tasks = JoinSet::new();
+
+        // Health is answered from the beginning; the other ports open when there is something to serve.
+        let (listener, metrics_address) = bind("--metrics-address", config.metrics_address).await?;
+        let health = Health {
+            catalog: Arc::clone(&catalog),
+            agents: Arc::clone(&agents),
+            metrics: Arc::clone(&metrics),
+            ready,
+        };
+        tasks.spawn(health.serve(listener));
+
+        let mesh = Mesh { cluster_id: config.cluster_id, cluster_domain: config.cluster_domain };
+        let pipeline = Pipeline::new(mesh, Arc::clone(&catalog), Arc::clone(&report), Arc::clone(&metrics));
+        let (source, batch) = Source::open(&config.manifests).await?;
+        let pipeline = apply(pipeline, batch).await?;
+
+        let (listener, xds) = bind("--xds-address", config.xds_address).await?;
+        let shared =
+            Shared { catalog: Arc::clone(&catalog), agents: Arc::clone(&agents), metrics, stop: stopped.clone() };
+        let discovery = AggregatedDiscoveryServiceServer::new(Discovery::new(shared)).max_decoding_message_size(MAX_REQUEST);
+        let serving = server().add_service(discovery).serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+        tasks.spawn(async { serving.await.context("serving agents") });
+
+        let (listener, management) = bind("--management-address", config.management_address).await?;
+        let service = ManagementServer::new(Management { catalog, agents, report, started });
+        let serving = server().add_service(service).serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+        tasks.spawn(async { serving.await.context("serving meshctl") });
+
+        tasks.spawn(follow(source, pipeline, stopped));
+        readiness.send_replace(true);
+        info!(%xds, %management, metrics = %metrics_address, milliseconds = started.elapsed().as_millis() as u64, "ready");
+        Ok(Self { xds, management, metrics: metrics_address, stop, tasks })
+    }
+
+    /// Where agents subscribe.
+    pub fn xds_address(&self) -> SocketAddr {
+        self.xds
+    }
+
+    /// Where meshctl asks.
+    pub fn management_address(&self) -> SocketAddr {
+        self.management
+    }
+
+    /// Where metrics and health are served.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
+    /// Runs until `stop` completes, or until a part fails.
+    ///
+    /// # Errors
+    /// The failure of the part that ended by itself.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            () = stop => self.stop().await,
+            ended = self.tasks.join_next() => {
+                let failure = match ended {
+                    Some(Ok(Ok(()))) | None => anyhow::anyhow!("a part of the control plane ended by itself"),
+                    Some(Ok(Err(error))) => error,
+                    Some(Err(panic)) => anyhow::Error::new(panic).context("a part of the control plane failed"),
+                };
+                self.stop().await.ok();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Ends the streams and all tasks.
+    ///
+    /// # Errors
+    /// A failure of a part while it ended.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        let drain = async {
+            // The health port has no end of its own.
+            while self.tasks.len() > 1
+                && let Some(ended) = self.tasks.join_next().await
+            {
+                ended.context("stopping")??;
+            }
+            anyhow::Ok(())
+        };
+        let outcome = timeout(GRACE, drain).await;
+        self.tasks.shutdown().await;
+        match outcome {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => {
+                warn!("clients did not leave in time and were cut off");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Takes in what changes, one batch after another.
+async fn follow(mut source: Source, mut pipeline: Pipeline, stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let stop = ended(stopped);
+    tokio::pin!(stop);
+    loop {
+        let batch = tokio::select! {
+            () = &mut stop => return Ok(()),
+            batch = source.next() => batch.context("following the manifests")?,
+        };
+        pipeline = apply(pipeline, batch).await?;
+    }
+}
+
+/// Applies a batch where it may block.
+async fn apply(mut pipeline: Pipeline, batch: crate::source::Batch) -> anyhow::Result<Pipeline> {
+    let work = move || {
+        pipeline.apply(batch);
+        pipeline
+    };
+    tokio::task::spawn_blocking(work).await.context("taking manifests in")
+}
+
+async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("{option} {address}"))?;
+    let address = listener.local_addr().with_context(|| format!("{option} {address}"))?;
+    Ok((listener, address))
+}
+
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
+fn server() -> Server {
+    Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+async fn ended(mut stopped: watch::Receiver<bool>) {
+    // A dropped sender means the end, too.
+    stopped.wait_for(|stopped| *stopped).await.ok();
+}

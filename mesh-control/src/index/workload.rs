@@ -1,0 +1,165 @@
+//! The workload resources.
+
+use std::net::IpAddr;
+
+use mesh_common::api::{
+    istio::workload::{self as api, NetworkMode, WorkloadStatus, WorkloadType},
+    mesh::v1::WorkloadExtension,
+};
+
+use super::{
+    Delta, Index, Origin,
+    encode::{self, Resource},
+    member::{Members, State, own_state},
+    service::octets,
+};
+use crate::manifest::{Meta, NsName, Pod, WorkloadSpec, locality};
+
+/// A workload before its services are written into it.
+struct Draft {
+    workload: api::Workload,
+    extension: WorkloadExtension,
+    members: Members,
+    /// What it is where no service says otherwise.
+    state: State,
+}
+
+impl Index {
+    /// Computes a workload again.
+    pub(super) fn refresh_workload(&mut self, origin: &Origin, delta: &mut Delta) {
+        let draft = match origin {
+            Origin::Pod(name) => self.draft_pod(name),
+            Origin::WorkloadEntry(name) => self.draft_workload_entry(name),
+            Origin::Inline(name, address) => self.draft_inline(name, *address),
+            Origin::Slice(name, address) => self.draft_endpoint(name, *address),
+        };
+        let node = draft.as_ref().map_or("", |draft| draft.workload.node.as_str());
+        self.inputs.place(origin, node);
+        let uid = self.uid(origin);
+        let resource = draft.map(|draft| finish(draft, uid.clone(), &self.mesh.cluster_id));
+        self.publish(uid.into(), resource, delta);
+    }
+
+    fn uid(&self, origin: &Origin) -> String {
+        let cluster = &self.mesh.cluster_id;
+        match origin {
+            Origin::Pod(name) => format!("{cluster}//Pod/{name}"),
+            Origin::WorkloadEntry(name) => format!("{cluster}/networking.istio.io/WorkloadEntry/{name}"),
+            Origin::Inline(name, address) => format!("{cluster}/networking.istio.io/ServiceEntry/{name}/{address}"),
+            Origin::Slice(name, address) => format!("{cluster}/discovery.k8s.io/EndpointSlice/{name}/{address}"),
+        }
+    }
+
+    fn draft_pod(&self, name: &NsName) -> Option<Draft> {
+        let pod = self.inputs.pods.get(name).filter(|pod| !pod.is_finished())?;
+        let addresses: Vec<_> = pod.addresses().map(octets).collect();
+        let node = pod.spec.node_name.clone().unwrap_or_default();
+        if addresses.is_empty() && node.is_empty() {
+            return None;
+        }
+        // A pod is announced as soon as its node is known, so that its cgroup is expected; it serves once it has an address.
+        let members = if addresses.is_empty() { Members::new() } else { self.members_of_pod(name, pod) };
+        let mut workload = named(name, &pod.metadata, workload_name(pod));
+        workload.addresses = addresses;
+        workload.service_account = pod.spec.service_account_name.clone().unwrap_or_default();
+        workload.locality = self.locality_of(&node, "");
+        workload.node = node;
+        if pod.spec.host_network {
+            workload.network_mode = NetworkMode::HostNetwork.into();
+        }
+        let extension = WorkloadExtension { pod_uid: pod.metadata.uid.clone(), ..WorkloadExtension::default() };
+        Some(Draft { workload, extension, members, state: own_state(pod) })
+    }
+
+    fn draft_workload_entry(&self, name: &NsName) -> Option<Draft> {
+        let entry = self.inputs.workload_entries.get(name)?;
+        let members = self.members_of_workload_entry(name, entry);
+        let meta = Meta { labels: entry.labels(), ..Meta::default() };
+        let mut workload = with_spec(named(name, &meta, name.name.to_string()), &entry.spec)?;
+        entry.annotation("mesh.dev/node").clone_into(&mut workload.node);
+        workload.locality = workload.locality.or_else(|| self.locality_of(&workload.node, ""));
+        let cgroup = entry.annotation("mesh.dev/cgroup").to_owned();
+        let extension = WorkloadExtension { cgroup, ..WorkloadExtension::default() };
+        Some(Draft { workload, extension, members, state: State::Ready })
+    }
+
+    fn draft_inline(&self, name: &NsName, address: IpAddr) -> Option<Draft> {
+        let entry = self.inputs.service_entries.get(name)?;
+        let endpoint = entry.spec.endpoints.iter().find(|endpoint| endpoint.ip() == Some(address))?;
+        let members = self.members_of_inline(name, entry, endpoint);
+        let meta = Meta { labels: endpoint.labels.clone(), ..Meta::default() };
+        let workload = with_spec(named(name, &meta, name.name.to_string()), endpoint)?;
+        Some(Draft { workload, extension: WorkloadExtension::default(), members, state: State::Ready })
+    }
+
+    fn draft_endpoint(&self, name: &NsName, address: IpAddr) -> Option<Draft> {
+        let (endpoint, members) = self.members_of_endpoint(name, address)?;
+        let mut workload = named(name, &Meta::default(), name.name.to_string());
+        workload.addresses = vec![octets(address)];
+        // Its network namespace is unknown, so it must not be taken for a pod's own.
+        workload.network_mode = NetworkMode::HostNetwork.into();
+        workload.node = endpoint.node_name.clone().unwrap_or_default();
+        workload.locality = self.locality_of(&workload.node, endpoint.zone.as_deref().unwrap_or(""));
+        Some(Draft { workload, extension: WorkloadExtension::default(), members, state: State::Ready })
+    }
+
+    /// The node's region and zone; `zone` wins where it is known.
+    fn locality_of(&self, node: &str, zone: &str) -> Option<api::Locality> {
+        let (region, own) = self.inputs.nodes.get(node).map_or(("", ""), |node| node.locality());
+        as_locality((region, if zone.is_empty() { own } else { zone }, ""))
+    }
+}
+
+fn as_locality((region, zone, subzone): (&str, &str, &str)) -> Option<api::Locality> {
+    let locality = api::Locality { region: region.into(), zone: zone.into(), subzone: subzone.into() };
+    (locality != api::Locality::default()).then_some(locality)
+}
+
+/// The names under which a workload is known.
+fn named(name: &NsName, meta: &Meta, workload_name: String) -> api::Workload {
+    let label = |names: &[&str]| names.iter().find_map(|name| meta.labels.get(*name)).cloned();
+    let canonical = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    api::Workload {
+        name: name.name.to_string(),
+        namespace: name.namespace.to_string(),
+        canonical_name: canonical.unwrap_or_else(|| workload_name.clone()),
+        canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
+        workload_type: WorkloadType::Pod.into(),
+        workload_name,
+        ..api::Workload::default()
+    }
+}
+
+/// The owner's name; a ReplicaSet's without the hash that its Deployment gave it.
+fn workload_name(pod: &Pod) -> String {
+    let meta = &pod.metadata;
+    let Some(owner) = meta.owner_references.iter().find(|owner| owner.controller) else { return meta.name.clone() };
+    let hash = meta.labels.get("pod-template-hash").filter(|_| owner.kind == "ReplicaSet");
+    let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
+    deployment.unwrap_or(&owner.name).to_owned()
+}
+
+fn with_spec(mut workload: api::Workload, spec: &WorkloadSpec) -> Option<api::Workload> {
+    workload.addresses = vec![octets(spec.ip()?)];
+    workload.service_account.clone_from(&spec.service_account);
+    workload.locality = as_locality(locality(&spec.locality));
+    workload.capacity = spec.weight;
+    Some(workload)
+}
+
+/// Writes identity and readiness: a workload that is ready nowhere is unhealthy, else the exceptions are listed.
+fn finish(draft: Draft, uid: String, cluster_id: &str) -> Resource {
+    let Draft { mut workload, mut extension, members, state } = draft;
+    let ready = if members.is_empty() { state == State::Ready } else { members.values().any(|m| m.state == State::Ready) };
+    let status = if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+    workload.uid = uid;
+    workload.cluster_id = cluster_id.to_owned();
+    workload.status = status.into();
+    let names_in = |state| members.iter().filter(move |(_, m)| m.state == state).map(|(name, _)| name.to_string());
+    extension.terminating_in = names_in(State::Terminating).collect();
+    if ready {
+        extension.unready_in = names_in(State::Unready).collect();
+    }
+    encode::workload(workload, &extension, &members)
+}

@@ -1,0 +1,64 @@
+//! What is counted, in Prometheus' form.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry, TextEncoder};
+
+/// The counters of one control plane.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) responses: IntCounter,
+    pub(crate) resources_sent: IntCounter,
+    pub(crate) removals_sent: IntCounter,
+    pub(crate) acknowledgements: IntCounter,
+    pub(crate) rejections: IntCounter,
+    pub(crate) files_read: IntCounter,
+    pub(crate) update_seconds: Histogram,
+    pub(crate) files: IntGauge,
+    pub(crate) file_errors: IntGauge,
+    pub(crate) services: IntGauge,
+    pub(crate) workloads: IntGauge,
+    pub(crate) revision: IntGauge,
+    pub(crate) agents: IntGauge,
+    pub(crate) max_lag: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::with_opts(Opts::new(format!("mesh_control_{name}"), help))?;
+            registry.register(Box::new(counter.clone())).map(|()| counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::with_opts(Opts::new(format!("mesh_control_{name}"), help))?;
+            registry.register(Box::new(gauge.clone())).map(|()| gauge)
+        };
+        let buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
+        let help = "Time from a batch of changed files to the publication of what they change";
+        let update_seconds =
+            Histogram::with_opts(HistogramOpts::new("mesh_control_update_seconds", help).buckets(buckets))?;
+        registry.register(Box::new(update_seconds.clone()))?;
+        Ok(Self {
+            responses: counter("xds_responses_total", "Responses sent to agents")?,
+            resources_sent: counter("xds_resources_sent_total", "Resources sent to agents")?,
+            removals_sent: counter("xds_removals_sent_total", "Removals sent to agents")?,
+            acknowledgements: counter("xds_acknowledgements_total", "Responses that agents accepted")?,
+            rejections: counter("xds_rejections_total", "Responses that agents refused")?,
+            files_read: counter("files_read_total", "Manifest files read, again after each change")?,
+            files: gauge("files", "Manifest files known")?,
+            file_errors: gauge("file_errors", "Faults and notes reported about manifests")?,
+            services: gauge("services", "Services served")?,
+            workloads: gauge("workloads", "Workloads served")?,
+            revision: gauge("revision", "Changes of resources since the start")?,
+            agents: gauge("agents_connected", "Connected agents")?,
+            max_lag: gauge("agents_max_lag_revisions", "Largest number of changes that an agent has not acknowledged")?,
+            update_seconds,
+            registry,
+        })
+    }
+
+    /// The text that a scrape gets.
+    pub(crate) fn text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}

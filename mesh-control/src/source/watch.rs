@@ -1,0 +1,160 @@
+//! The shell around the directory: inotify, the short wait for more, and the slow comparison that needs no events.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use inotify::{Inotify, WatchDescriptor, WatchMask, Watches};
+use tokio::{
+    io::unix::AsyncFd,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    Batch,
+    directory::{Directory, Watch},
+    pending::Pending,
+};
+
+/// Files that are written together are taken together.
+const QUIET: Duration = Duration::from_millis(10);
+/// But under steady writing nothing waits longer.
+const PATIENCE: Duration = Duration::from_millis(40);
+/// Finds what events cannot tell: changes behind links that leave the tree, and on network file systems.
+const COMPARE: Duration = Duration::from_secs(30);
+/// A root that is gone is looked for.
+const SEARCH: Duration = Duration::from_secs(1);
+
+/// A watched directory of manifests.
+pub(crate) struct Source {
+    events: AsyncFd<Inotify>,
+    tree: Option<Tree>,
+    compare_at: Instant,
+}
+
+/// What a reading needs; it moves to a thread that may block.
+struct Tree {
+    directory: Directory,
+    watched: Watched,
+}
+
+impl Source {
+    /// Reads the directory for the first time.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be listed; the message names the option.
+    pub(crate) async fn open(root: &Path) -> anyhow::Result<(Self, Batch)> {
+        let about = || format!("--manifests {}", root.display());
+        let kind = tokio::fs::metadata(root).await.with_context(about)?;
+        anyhow::ensure!(kind.is_dir(), "--manifests {} is not a directory", root.display());
+        let inotify = Inotify::init().context("inotify, which tells of changed manifests")?;
+        let watched = Watched { watches: inotify.watches(), paths: HashMap::new() };
+        let tree = Tree { directory: Directory::new(root.to_owned()), watched };
+        let events = AsyncFd::new(inotify).context("waiting for changed manifests")?;
+        let mut source = Self { events, tree: Some(tree), compare_at: Instant::now() };
+        let batch = source.read(Pending { all: true, ..Pending::default() }).await?;
+        if source.tree()?.directory.is_lost() {
+            anyhow::bail!("--manifests {} cannot be read", root.display());
+        }
+        Ok((source, batch))
+    }
+
+    /// Waits for changes and reads them; may be empty.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Batch> {
+        let mut pending = Pending::default();
+        tokio::select! {
+            () = sleep_until(self.compare_at) => {
+                let tree = self.tree()?;
+                pending.all = tree.directory.is_lost();
+                pending.trees.insert(tree.directory.root().to_owned());
+            }
+            events = self.events(&mut pending) => events?,
+        }
+        let last = Instant::now() + PATIENCE;
+        while !pending.is_empty() {
+            let quiet = (Instant::now() + QUIET).min(last);
+            match timeout_at(quiet, self.events(&mut pending)).await {
+                Ok(more) => more?,
+                Err(_elapsed) => break,
+            }
+        }
+        self.read(pending).await
+    }
+
+    /// Waits for events and takes them in.
+    async fn events(&mut self, pending: &mut Pending) -> anyhow::Result<()> {
+        let Self { events, tree, .. } = self;
+        let tree = tree.as_ref().context("the reader of manifests ended early")?;
+        let mut guard = events.readable_mut().await?;
+        let mut buffer = [0; 16 << 10];
+        match guard.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(Iterator::collect::<Vec<_>>)) {
+            Ok(found) => {
+                for event in found? {
+                    // An unknown descriptor was forgotten while its events were under way; overflow has none.
+                    let nowhere = PathBuf::new();
+                    let dir = tree.watched.paths.get(&event.wd).unwrap_or(&nowhere);
+                    if *dir != nowhere || event.mask.contains(inotify::EventMask::Q_OVERFLOW) {
+                        pending.note(dir, event.mask, event.name);
+                    }
+                }
+                Ok(())
+            }
+            Err(_would_block) => Ok(()),
+        }
+    }
+
+    async fn read(&mut self, pending: Pending) -> anyhow::Result<Batch> {
+        let mut tree = self.tree.take().context("the reader of manifests ended early")?;
+        let compared = pending.all || pending.trees.contains(tree.directory.root());
+        let read = move || {
+            let batch = tree.directory.read(&pending, &mut tree.watched);
+            (tree, batch)
+        };
+        let (tree, batch) = tokio::task::spawn_blocking(read).await.context("reading manifests")?;
+        if compared {
+            self.compare_at = Instant::now() + if tree.directory.is_lost() { SEARCH } else { COMPARE };
+        }
+        self.tree = Some(tree);
+        Ok(batch)
+    }
+
+    fn tree(&self) -> anyhow::Result<&Tree> {
+        self.tree.as_ref().context("the reader of manifests ended early")
+    }
+}
+
+/// Which directory a watch stands for.
+struct Watched {
+    watches: Watches,
+    paths: HashMap<WatchDescriptor, PathBuf>,
+}
+
+impl Watch for Watched {
+    fn watch(&mut self, dir: &Path) -> io::Result<()> {
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::CREATE
+            | WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::MOVED_TO
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        let descriptor = self.watches.add(dir, mask)?;
+        self.paths.insert(descriptor, dir.to_owned());
+        Ok(())
+    }
+
+    fn forget(&mut self, dir: &Path) {
+        let gone: Vec<_> = self.paths.iter().filter(|(_, path)| path.starts_with(dir)).map(|(wd, _)| wd.clone()).collect();
+        for descriptor in gone {
+            self.paths.remove(&descriptor);
+            // The kernel has removed the watch itself when the directory is deleted.
+            self.watches.remove(descriptor).ok();
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One subscription of one stream to one type, as a pure state machine.
+//!
+//! It holds a position in the catalog's log, not the resources; what is due is worked out when the client can take it.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    catalog::{Contents, Logged, Revision, Served},
+    index::Name,
+};
+
+/// Most resources and removals of a response.
+const MAX_ITEMS: usize = 1_000;
+/// Most bytes of resources in a response, well below the 4 MiB that gRPC clients accept by default.
+const MAX_BYTES: usize = 2 << 20;
+/// Most log entries looked at under one lock.
+const MAX_SCAN: usize = 16_384;
+/// Responses that may await their acknowledgement.
+const MAX_IN_FLIGHT: usize = 1_024;
+/// Names that a client may subscribe to.
+const MAX_NAMES: usize = 262_144;
+/// Refusals that are remembered one by one.
+const MAX_REFUSALS: usize = 64;
+
+/// A client's message, as far as the session is concerned.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    pub(super) subscribe: Vec<String>,
+    pub(super) unsubscribe: Vec<String>,
+    /// Counts only in the first request.
+    pub(super) initial: HashMap<String, String>,
+    pub(super) nonce: String,
+    /// Why the response was refused.
+    pub(super) refusal: Option<String>,
+}
+
+/// What a message meant for an earlier response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It answered none that is known.
+    None,
+    Acknowledged,
+    Refused,
+}
+
+/// A message that ends the stream.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("subscribes to more than {MAX_NAMES} names; subscribe to \"*\" instead")]
+pub(super) struct TooManyNames;
+
+/// What to do next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nothing is due.
+    Idle,
+    /// More is to be looked at.
+    Again,
+    Send(Response),
+    /// Removals that the client missed are forgotten: it must start anew.
+    TooFarBehind,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Response {
+    pub(super) nonce: String,
+    pub(super) revision: Revision,
+    pub(super) resources: Vec<Arc<Served>>,
+    pub(super) removed: Vec<Name>,
+}
+
+impl Response {
+    fn items(&self) -> usize {
+        self.resources.len() + self.removed.len()
+    }
+}
+
+/// A response that awaits its answer: it covered what changed after `from` up to `to`.
+#[derive(Debug)]
+struct InFlight {
+    nonce: u64,
+    from: Revision,
+    to: Revision,
+    /// Where its resources stood before; kept only while refusals are open.
+    replaced: Vec<Revision>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    subscribed: bool,
+    wildcard: bool,
+    names: BTreeSet<Name>,
+    /// Names to be answered whether or not they changed.
+    asked: BTreeSet<Name>,
+    /// Versions that the client held when it came, until each is settled.
+    initial: HashMap<String, String>,
+    /// `initial` was compared with what is in force.
+    compared: bool,
+    /// Names that the client holds, but that are gone.
+    orphans: Vec<Name>,
+    cursor: Revision,
+    /// The first request was answered.
+    answered: bool,
+    next_nonce: u64,
+    in_flight: VecDeque<InFlight>,
+    /// What refused responses covered, until newer content of it is acknowledged.
+    refusals: Vec<(Revision, Revision)>,
+}
+
+impl Session {
+    /// Takes a message in.
+    pub(super) fn request(&mut self, request: Request) -> Result<Answer, TooManyNames> {
+        let answer = self.answer(&request);
+        let first = !self.subscribed;
+        if first {
+            self.subscribed = true;
+            self.initial = request.initial;
+            // The first request of a stream asks for everything unless it names something.
+            self.wildcard = request.subscribe.is_empty();
+        }
+        for name in &request.subscribe {
+            if name == "*" {
+                if !self.wildcard {
+                    (self.wildcard, self.cursor) = (true, 0);
+                }
+            } else {
+                let name: Name = name.as_str().into();
+                self.names.insert(Arc::clone(&name));
+                self.asked.insert(name);
+            }
+        }
+        for name in &request.unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+            } else {
+                self.names.remove(name.as_str());
+                self.asked.remove(name.as_str());
+            }
+        }
+        if self.names.len() > MAX_NAMES { Err(TooManyNames) } else { Ok(answer) }
+    }
+
+    fn answer(&mut self, request: &Request) -> Answer {
+        let nonce = request.nonce.parse::<u64>().ok();
+        let Some(at) = self.in_flight.iter().position(|sent| Some(sent.nonce) == nonce) else { return Answer::None };
+        // Responses are answered in order, so those before it are answered, too.
+        let Some(sent) = self.in_flight.drain(..=at).last() else { return Answer::None };
+        if request.refusal.is_some() {
+            if self.refusals.len() >= MAX_REFUSALS {
+                self.refusals.remove(0);
+            }
+            self.refusals.push((sent.from, sent.to));
+            return Answer::Refused;
+        }
+        self.refusals.retain(|(from, to)| !sent.replaced.iter().any(|at| from < at && at <= to));
+        Answer::Acknowledged
+    }
+
+    /// True when [`Session::next`] may have something, given the catalog's revision.
+    pub(super) fn is_due(&self, revision: Revision) -> bool {
+        let behind = !self.answered || self.cursor < revision || !self.asked.is_empty() || !self.orphans.is_empty();
+        self.subscribed && self.in_flight.len() < MAX_IN_FLIGHT && behind
+    }
+
+    /// Up to here everything was answered.
+    pub(super) fn acknowledged(&self) -> Revision {
+        self.in_flight.front().map_or(self.cursor, |sent| sent.from)
+    }
+
+    /// The first request was answered, and whatever was sent was accepted.
+    pub(super) fn is_settled(&self) -> bool {
+        self.answered && self.in_flight.is_empty() && self.refusals.is_empty()
+    }
+
+    /// Works out what is due.
+    pub(super) fn next(&mut self, contents: &Contents) -> Next {
+        if !self.is_due(contents.revision()) {
+            return Next::Idle;
+        }
+        if !self.compared {
+            self.compare(contents);
+        }
+        let from = self.cursor;
+        let mut response = Response::default();
+        let mut bytes = 0;
+        self.take_orphans(contents, &mut response);
+        self.take_asked(contents, &mut response, &mut bytes);
+        let Some(ended) = self.take_changes(contents, &mut response, &mut bytes) else { return Next::TooFarBehind };
+        if response.items() == 0 && (!ended || self.answered) {
+            return if ended { Next::Idle } else { Next::Again };
+        }
+        self.answered = true;
+        self.next_nonce += 1;
+        let mut replaced: Vec<Revision> = Vec::new();
+        if !self.refusals.is_empty() {
+            replaced.extend(response.resources.iter().map(|served| served.previous));
+            replaced.extend(response.removed.iter().filter_map(|name| contents.place_before(name)));
+        }
+        self.in_flight.push_back(InFlight { nonce: self.next_nonce, from, to: self.cursor, replaced });
+        response.nonce = self.next_nonce.to_string();
+        response.revision = self.cursor;
+        Next::Send(response)
+    }
+
+    /// Sorts out what the client held when it came: what is gone is to be removed.
+    fn compare(&mut self, contents: &Contents) {
+        let gone = self.initial.keys().filter(|name| contents.get(name).is_none());
+        self.orphans = gone.map(|name| name.as_str().into()).collect();
+        self.orphans.iter().for_each(|name| drop(self.initial.remove(&**name)));
+        // What arrives by name is looked up; only changes from now on come from the log.
+        if !self.wildcard {
+            self.cursor = contents.revision();
+        }
+        self.compared = true;
+    }
+
+    fn take_orphans(&mut self, contents: &Contents, response: &mut Response) {
+        while response.items() < MAX_ITEMS
+            && let Some(name) = self.orphans.pop()
+        {
+            // It may have come back in the meantime, and then comes with the log.
+            if contents.get(&name).is_none() {
+                self.asked.remove(&name);
+                response.removed.push(name);
+            }
+        }
+    }
+
+    fn take_asked(&mut self, contents: &Contents, response: &mut Response, bytes: &mut usize) {
+        while response.items() < MAX_ITEMS
+            && *bytes < MAX_BYTES
+            && let Some(name) = self.asked.pop_first()
+        {
+            match contents.get(&name) {
+                Some(served) if self.holds(served) => {}
+                Some(served) => {
+                    *bytes += served.resource.bytes.len();
+                    response.resources.push(Arc::clone(served));
+                }
+                None => response.removed.push(name),
+            }
+        }
+    }
+
+    /// Moves on in the log; `Some(true)` at its end, `None` when it has a gap.
+    fn take_changes(&mut self, contents: &Contents, response: &mut Response, bytes: &mut usize) -> Option<bool> {
+        let mut ended = true;
+        let from = self.cursor;
+        for (scanned, (revision, logged)) in contents.after(from)?.enumerate() {
+            if response.items() >= MAX_ITEMS || *bytes >= MAX_BYTES || scanned >= MAX_SCAN {
+                ended = false;
+                break;
+            }
+            match logged {
+                Logged::Live(served) => {
+                    let name = &served.resource.name;
+                    let wanted = self.wildcard || self.names.contains(name);
+                    if wanted && !self.holds(served) {
+                        *bytes += served.resource.bytes.len();
+                        response.resources.push(Arc::clone(served));
+                    }
+                }
+                Logged::Gone { name, born, .. } => {
+                    let wanted = self.wildcard || self.names.contains(name);
+                    let held = self.initial.remove(&**name).is_some();
+                    // Who was never told of a name need not be told that it is gone.
+                    if held || (wanted && (*born <= from || self.names.contains(name))) {
+                        response.removed.push(Arc::clone(name));
+                    }
+                }
+            }
+            self.cursor = revision;
+        }
+        if ended {
+            self.cursor = contents.revision();
+            self.initial = HashMap::new();
+            // What was asked for is all that is left to be said.
+            ended = self.asked.is_empty() && self.orphans.is_empty();
+        }
+        Some(ended)
+    }
+
+    /// The client came with this very content.
+    fn holds(&mut self, served: &Served) -> bool {
+        let version = self.initial.remove(&*served.resource.name);
+        version.is_some_and(|version| version == served.version())
+    }
+}
+
+#[cfg(test)]
+mod tests;

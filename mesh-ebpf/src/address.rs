@@ -1,0 +1,58 @@
+//! The address that a `sock_addr` hook shows, and how to change it.
+//!
+//! Fields of the context are read and written one word at a time and volatile: the verifier refuses a context pointer that
+//! the compiler has moved or merged accesses to.
+
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::abi::{Address, Endpoint};
+
+/// Which half of the context holds the address: that of the hook, not that of the socket (an AF_INET6 socket that sends to
+/// a mapped IPv4 address comes by the hook for IPv4).
+#[derive(Clone, Copy)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The address and port in the context.
+    #[inline(always)]
+    pub(crate) fn read(self, ctx: &SockAddrContext) -> Endpoint {
+        let sa = ctx.sock_addr;
+        // SAFETY: the kernel gives a valid context, and these are its readable fields.
+        unsafe {
+            let port = (&raw const (*sa).user_port).read_volatile().to_ne_bytes();
+            let address = match self {
+                Self::V4 => Address::from_v4((&raw const (*sa).user_ip4).read_volatile().to_ne_bytes()),
+                Self::V6 => Address::from_words([
+                    (&raw const (*sa).user_ip6[0]).read_volatile(),
+                    (&raw const (*sa).user_ip6[1]).read_volatile(),
+                    (&raw const (*sa).user_ip6[2]).read_volatile(),
+                    (&raw const (*sa).user_ip6[3]).read_volatile(),
+                ]),
+            };
+            Endpoint::from_wire(address, [port[0], port[1]])
+        }
+    }
+
+    /// Changes the address and port in the context. For IPv4 the endpoint must be a mapped address.
+    #[inline(always)]
+    pub(crate) fn write(self, ctx: &SockAddrContext, to: &Endpoint) {
+        let sa = ctx.sock_addr;
+        let words = to.address().words();
+        let port = to.wire_port();
+        // SAFETY: the kernel gives a valid context, and these are its writable fields.
+        unsafe {
+            match self {
+                Self::V4 => (&raw mut (*sa).user_ip4).write_volatile(words[3]),
+                Self::V6 => {
+                    (&raw mut (*sa).user_ip6[0]).write_volatile(words[0]);
+                    (&raw mut (*sa).user_ip6[1]).write_volatile(words[1]);
+                    (&raw mut (*sa).user_ip6[2]).write_volatile(words[2]);
+                    (&raw mut (*sa).user_ip6[3]).write_volatile(words[3]);
+                }
+            }
+            (&raw mut (*sa).user_port).write_volatile(u32::from_ne_bytes([port[0], port[1], 0, 0]));
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `sockops`: follows the TCP connections that workloads open: established, failed, closed.
+//!
+//! Asks for state changes when the connection starts, and hears nothing of the segments in between.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use mesh_common::abi::{Outcome, Reason, Socket};
+
+use crate::{atomic, balance, count, maps::LOADS, socket};
+
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_CLOSE: u32 = 7;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
+
+/// Entry point. (A function may not have the name of its section.)
+#[sock_ops]
+pub fn connection(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => watch(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        _ => {}
+    }
+    // Nothing that sockops returns refuses a connection.
+    0
+}
+
+/// The record of a socket that `connect` led somewhere or, of a workload, saw pass.
+#[inline(always)]
+fn record(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
+    // SAFETY: a readable field of a valid context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let socket = socket::get(sk.cast())?;
+    (socket.started_nanoseconds != 0).then_some(socket)
+}
+
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) {
+    if record(ctx).is_some() && ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
+        count::reason(Reason::NoSocketStorage);
+    }
+}
+
+#[inline(always)]
+fn established(ctx: &SockOpsContext) {
+    let Some(socket) = record(ctx) else { return };
+    let took = balance::now().saturating_sub(socket.started_nanoseconds);
+    socket.flags |= Socket::OPEN;
+    count::outcome(socket, Outcome::Connected, |counters| {
+        counters.attempts += 1;
+        counters.connect_nanoseconds += took;
+    });
+    change_load(socket, 1);
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let Some(socket) = record(ctx) else { return };
+    socket.started_nanoseconds = 0;
+    if socket.flags & Socket::OPEN == 0 {
+        count::outcome(socket, Outcome::Failed, |counters| counters.attempts += 1);
+        return;
+    }
+    socket.flags &= !Socket::OPEN;
+    let (fin_sent, fin_received) = fins(ctx.arg(0));
+    // SAFETY: readable fields of a valid context.
+    let (sent, received, retransmits) = unsafe {
+        let ops = ctx.ops;
+        (
+            (&raw const (*ops).bytes_acked).read_volatile(),
+            (&raw const (*ops).bytes_received).read_volatile(),
+            (&raw const (*ops).total_retrans).read_volatile(),
+        )
+    };
+    count::outcome(socket, Outcome::Connected, |counters| {
+        counters.closed += 1;
+        // The kernel counts SYN and FIN as a byte each.
+        counters.bytes_sent += sent.saturating_sub(1 + fin_sent);
+        counters.bytes_received += received.saturating_sub(fin_received);
+        counters.retransmits += u64::from(retransmits);
+    });
+    change_load(socket, u64::MAX);
+}
+
+/// Whether our FIN was acknowledged and the peer's received, by the state before the end. In FIN_WAIT2 the peer's may have
+/// come or not, which is a byte more or less.
+#[inline(always)]
+fn fins(before: u32) -> (u64, u64) {
+    match before {
+        TCP_FIN_WAIT2 => (1, 0),
+        TCP_LAST_ACK | TCP_CLOSING => (1, 1),
+        TCP_CLOSE_WAIT => (0, 1),
+        _ => (0, 0),
+    }
+}
+
+/// Adds to the load of the socket's backend, unless the slot has been given to another since.
+#[inline(always)]
+fn change_load(socket: &Socket, amount: u64) {
+    if socket.service == 0 || balance::still(socket.service, socket.backend, socket.incarnation).is_none() {
+        return;
+    }
+    if let Some(load) = LOADS.get_ptr_mut(socket.backend) {
+        // SAFETY: an aligned map value. What it was does not matter.
+        unsafe { atomic::add(&raw mut (*load).open, amount) };
+    }
+}

@@ -1,0 +1,74 @@
+//! The maps. Keys, values and writers are documented in `mesh_common::abi::map`; sizes here are placeholders, the agent sets
+//! them from its configuration.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap},
+};
+use mesh_common::abi::{
+    Affinity, AffinityKey, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load, Page, Pointer,
+    Reason, ServiceKey, Socket, SourceKey, WorkloadIdentity,
+};
+
+/// Overwritten by the loader.
+const SIZE: u32 = 1024;
+
+#[map]
+pub(crate) static SERVICES: HashMap<ServiceKey, Pointer> = HashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static PAGES: Array<Page> = Array::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static LOADS: Array<Load> = Array::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static ROTATION: Array<u64> = Array::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static WORKLOADS: HashMap<u64, WorkloadIdentity> = HashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static UDP_FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static UDP_SOURCES: LruHashMap<SourceKey, Endpoint> = LruHashMap::with_max_entries(SIZE, 0);
+/// Not preallocated: its values are as many times larger as the machine has processors.
+#[map]
+pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counters> =
+    PerCpuHashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+
+/// Declared by hand, since aya-ebpf's `SkStorage` cannot be cloned to accepted sockets.
+#[repr(C)]
+pub(crate) struct SocketStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const Socket,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; CLONED],
+}
+
+/// `BPF_F_NO_PREALLOC | BPF_F_CLONE`.
+const CLONED: usize = 0x201;
+
+// SAFETY: the pointers only carry types in BTF; nothing follows them.
+unsafe impl Sync for SocketStorage {}
+
+impl SocketStorage {
+    /// The map, as helpers take it.
+    #[inline(always)]
+    pub(crate) fn as_ptr(&'static self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+#[btf_map]
+pub(crate) static SOCKETS: SocketStorage = SocketStorage {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};

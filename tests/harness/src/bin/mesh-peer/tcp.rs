@@ -1,0 +1,136 @@
+//! TCP: the server with its commands, and the client that asks who answers.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_harness::report::Listening;
+
+use crate::attempts::{Answer, Failed, Try};
+use crate::{Loop, Serve};
+
+/// Listens, says so, and serves until it is killed.
+pub(crate) fn serve(serve: &Serve) -> anyhow::Result<()> {
+    let listeners = serve.listen.iter().map(TcpListener::bind).collect::<io::Result<Vec<_>>>()?;
+    let listening = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
+    crate::print(&Listening { listening })?;
+    let name: Arc<str> = serve.name.as_str().into();
+    let mut threads = Vec::new();
+    for listener in listeners {
+        for _ in 0..serve.threads.max(1) {
+            let (listener, name) = (listener.try_clone()?, Arc::clone(&name));
+            let (serial, stack) = (serve.threads > 0, 128 << 10);
+            threads.push(
+                std::thread::Builder::new()
+                    .stack_size(stack)
+                    .spawn(move || accept(&listener, &name, serial))?,
+            );
+        }
+    }
+    for thread in threads {
+        drop(thread.join());
+    }
+    Ok(())
+}
+
+fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool) {
+    for connection in listener.incoming().flatten() {
+        let name = Arc::clone(name);
+        // A client that goes away in the middle is its own affair.
+        let session = move || drop(converse(&connection, &name));
+        if serial {
+            session();
+        } else if let Err(error) = std::thread::Builder::new().stack_size(128 << 10).spawn(session) {
+            eprintln!("no thread for a connection: {error}");
+        }
+    }
+}
+
+fn converse(connection: &TcpStream, name: &str) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    let peer = connection.peer_addr()?;
+    let called = connection.local_addr()?.ip().to_canonical().to_string();
+    let name = if name == "@local" { &called } else { name };
+    let (mut reader, mut writer) = (BufReader::with_capacity(4096, connection), connection);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        match line.trim_end() {
+            "who" => writer.write_all(format!("{name} {peer}\n").as_bytes())?,
+            "echo" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                return echo(&mut reader, writer);
+            }
+            "sink" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                let mut sink = vec![0; 256 << 10];
+                let mut total = 0_u64;
+                loop {
+                    match reader.read(&mut sink)? {
+                        0 => return writer.write_all(format!("{total}\n").as_bytes()),
+                        n => total += n as u64,
+                    }
+                }
+            }
+            "close" => return Ok(()),
+            other => return writer.write_all(format!("unknown command {other}\n").as_bytes()),
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+fn echo(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => to.write_all(&buffer[..n])?,
+        }
+    }
+}
+
+/// Sends one command and reads the line that answers it.
+pub(crate) fn ask(mut connection: &TcpStream, command: &str) -> io::Result<String> {
+    connection.write_all(command.as_bytes())?;
+    let (mut answer, mut chunk) = (Vec::with_capacity(128), [0; 128]);
+    while answer.last() != Some(&b'\n') {
+        match connection.read(&mut chunk)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => answer.extend_from_slice(&chunk[..n]),
+        }
+    }
+    answer.pop();
+    String::from_utf8(answer).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Connects, asks, closes.
+pub(crate) struct Dialler {
+    timeout: Option<Duration>,
+    mapped: bool,
+}
+
+impl Dialler {
+    pub(crate) fn new(run: &Loop) -> Self {
+        let timeout = (run.timeout_ms > 0).then(|| Duration::from_millis(run.timeout_ms));
+        Self { timeout, mapped: run.mapped }
+    }
+}
+
+impl Try for Dialler {
+    fn attempt(&mut self, to: SocketAddr) -> Result<Answer, Failed> {
+        let (to, started) = (crate::mapped(to, self.mapped), Instant::now());
+        let connected = match self.timeout {
+            Some(timeout) => TcpStream::connect_timeout(&to, timeout),
+            None => TcpStream::connect(to),
+        };
+        let connection = connected.map_err(|e| Failed("connect", e))?;
+        let connect = started.elapsed();
+        if self.timeout.is_some() {
+            connection.set_read_timeout(self.timeout).map_err(|e| Failed("connect", e))?;
+        }
+        let peer = connection.peer_addr().map_err(|e| Failed("getpeername", e))?;
+        let line = ask(&connection, "who\n").map_err(|e| Failed("receive", e))?;
+        Ok(Answer { line, peer, connect })
+    }
+}

@@ -1,0 +1,74 @@
+//! Runs tests one after the other and says `ok NAME` or `FAILED NAME: why`, then counts.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use aya::Ebpf;
+
+use crate::programs;
+use crate::sandbox::Sandbox;
+
+/// A test and its name, `hook::what it claims`.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// The name.
+    pub name: &'static str,
+    /// The test.
+    pub run: fn(&mut Sandbox) -> Result<()>,
+}
+
+/// Runs the tests whose name contains `filter`. The last line, `kernel tests: N passed, M failed`, is the verdict: in a
+/// virtual machine nothing else tells success from a crash.
+pub fn run(filter: &str) -> ExitCode {
+    let (mut passed, mut failed) = (0, 0);
+    let mut tell = |name: &str, start: Instant, result: Result<()>| match result {
+        Ok(()) => {
+            println!("ok {name} ({} ms)", start.elapsed().as_millis());
+            passed += 1;
+        }
+        Err(error) => {
+            println!("FAILED {name}: {}", format!("{error:#}").replace('\n', " "));
+            failed += 1;
+        }
+    };
+    let start = Instant::now();
+    match programs::load() {
+        Ok(mut ebpf) => {
+            tell("load::every_program", start, programs::describe(&ebpf));
+            for test in crate::all().into_iter().filter(|test| test.name.contains(filter)) {
+                tell(test.name, Instant::now(), alone(test, &mut ebpf));
+            }
+        }
+        Err(error) => tell("load::every_program", start, Err(error)),
+    }
+    println!("kernel tests: {passed} passed, {failed} failed");
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// On a thread of its own, since a network namespace belongs to a thread. A panic is a failure.
+fn alone(test: Test, ebpf: &mut Ebpf) -> Result<()> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(test.name.to_owned()).spawn_scoped(scope, move || {
+            let mut sandbox = Sandbox::enter(test.name, ebpf)?;
+            (test.run)(&mut sandbox)
+        })?;
+        thread.join().map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            anyhow!("panicked: {}", text.unwrap_or_default())
+        })?
+    })
+}
+
+/// Waits until `condition` holds, for two seconds at most.
+pub fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(2);
+    while !condition()? {
+        if Instant::now() > end {
+            return Err(anyhow!("not within two seconds: {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}

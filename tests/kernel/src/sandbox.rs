@@ -1,0 +1,246 @@
+//! A network namespace, a cgroup, and the mesh's programs attached to it, with maps that a test fills by hand.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya::Ebpf;
+use aya::programs::links::FdLink;
+use mesh_common::abi::{
+    Address, Algorithm, Backend, CounterKey, Counters, Endpoint, Entry, Load, Page, Pointer, Protocol, Reason, ServiceKey,
+    Socket, WorkloadIdentity, map,
+};
+
+use crate::cgroup::Cgroup;
+use crate::{namespace, programs};
+
+/// What a test runs in. Dropping it removes the cgroup, and with it what is attached there.
+pub struct Sandbox<'a> {
+    ebpf: &'a mut Ebpf,
+    cgroup: Cgroup,
+    // Dropped before the cgroup is, whose removal does not end them.
+    _links: Vec<FdLink>,
+    generation: u32,
+}
+
+impl<'a> Sandbox<'a> {
+    /// Takes the current thread into a new network namespace and the whole process into a new cgroup.
+    ///
+    /// The programs are loaded once for all tests, since that is what costs time; their maps are emptied.
+    pub fn enter(name: &str, ebpf: &'a mut Ebpf) -> Result<Self> {
+        namespace::enter_new()?;
+        programs::clear(ebpf)?;
+        let cgroup = Cgroup::enter(name)?;
+        let links = programs::attach(ebpf, cgroup.path())?;
+        Ok(Self { ebpf, cgroup, _links: links, generation: 0 })
+    }
+
+    /// The sandbox's cgroup becomes this workload. Sockets made before stay what they were.
+    pub fn become_workload(&mut self, identity: u64) -> Result<()> {
+        let cgroup = self.cgroup.path().to_path_buf();
+        self.enroll(&cgroup, identity)
+    }
+
+    /// A cgroup in the sandbox's becomes this workload, and the process moves there.
+    pub fn enter_nested_workload(&mut self, identity: u64) -> Result<()> {
+        let nested = self.cgroup.enter_nested()?;
+        self.enroll(&nested, identity)
+    }
+
+    fn enroll(&mut self, cgroup: &Path, identity: u64) -> Result<()> {
+        // The kernel calls the cgroup by its inode.
+        let id = std::fs::metadata(cgroup).with_context(|| format!("cannot read {}", cgroup.display()))?.ino();
+        let mut workloads: HashMap<_, u64, WorkloadIdentity> = HashMap::try_from(self.map_mut(map::WORKLOADS)?)?;
+        Ok(workloads.insert(id, WorkloadIdentity(identity), 0)?)
+    }
+
+    /// Publishes service `number` (from 1) with backends of equal weight; again for a new list of them.
+    pub fn service(
+        &mut self,
+        number: u32,
+        key: ServiceKey,
+        algorithm: Algorithm,
+        backends: &[SocketAddr],
+    ) -> Result<()> {
+        let weighted: Vec<(SocketAddr, u32)> = backends.iter().map(|backend| (*backend, 1)).collect();
+        self.weighted_service(number, key, algorithm, &weighted)
+    }
+
+    /// As [`Sandbox::service`], with weights.
+    pub fn weighted_service(
+        &mut self,
+        number: u32,
+        key: ServiceKey,
+        algorithm: Algorithm,
+        backends: &[(SocketAddr, u32)],
+    ) -> Result<()> {
+        let mut page = self.root(number, key, algorithm, backends.len())?;
+        for (index, (backend, weight)) in backends.iter().enumerate() {
+            let child = self.backend(number, index, *backend)?;
+            page.header.total += weight;
+            page.entries[index] = Entry { child, upto: page.header.total };
+        }
+        self.publish(number, page)
+    }
+
+    /// Publishes a service of two levels, one leaf of at most 56 backends after the other.
+    pub fn deep_service(&mut self, number: u32, key: ServiceKey, backends: &[SocketAddr]) -> Result<()> {
+        let leaves: Vec<&[SocketAddr]> = backends.chunks(mesh_common::abi::ENTRIES).collect();
+        let mut root = self.root(number, key, Algorithm::RoundRobin, leaves.len())?;
+        root.header.depth = 2;
+        let mut index = 0;
+        for (place, leaf) in leaves.iter().enumerate() {
+            let mut page = Page::default();
+            page.header.depth = 1;
+            for (entry, backend) in leaf.iter().enumerate() {
+                let upto = u32::try_from(entry + 1)?;
+                page.entries[entry] = Entry { child: self.backend(number, index, *backend)?, upto };
+                index += 1;
+            }
+            root.header.total += u32::try_from(leaf.len())?;
+            let child = page_of(number, 2) + u32::try_from(place)?;
+            root.entries[place] = Entry { child, upto: root.header.total };
+            self.pages()?.set(child, page, 0)?;
+        }
+        self.publish(number, root)
+    }
+
+    fn root(&mut self, number: u32, key: ServiceKey, algorithm: Algorithm, used: usize) -> Result<Page> {
+        self.generation += 1;
+        let mut page = Page::default();
+        page.header.key = key;
+        page.header.service = number;
+        page.header.generation = self.generation;
+        page.header.stride = 1;
+        page.header.algorithm = algorithm as u8;
+        page.header.depth = 1;
+        page.header.used = u8::try_from(used)?;
+        Ok(page)
+    }
+
+    /// Writes a root page and then the pointer to it, alternating between two pages as an update does.
+    pub fn publish(&mut self, number: u32, page: Page) -> Result<()> {
+        let place = page_of(number, page.header.generation % 2);
+        self.pages()?.set(place, page, 0)?;
+        let pointer = Pointer::new(place, page.header.generation);
+        let mut services: HashMap<_, ServiceKey, Pointer> = HashMap::try_from(self.map_mut(map::SERVICES)?)?;
+        Ok(services.insert(page.header.key, pointer, 0)?)
+    }
+
+    /// Publishes the service again with its header changed.
+    pub fn change(&mut self, number: u32, change: impl FnOnce(&mut Page)) -> Result<()> {
+        let place = page_of(number, self.generation % 2);
+        let mut page = self.pages()?.get(&place, 0)?;
+        if page.header.service != number {
+            bail!("service {number} was not the last to be published");
+        }
+        self.generation += 1;
+        page.header.generation = self.generation;
+        change(&mut page);
+        self.publish(number, page)
+    }
+
+    /// Writes over a page in place, as no agent does.
+    pub fn overwrite(&mut self, number: u32, change: impl FnOnce(&mut Page)) -> Result<()> {
+        let place = page_of(number, self.generation % 2);
+        let mut page = self.pages()?.get(&place, 0)?;
+        change(&mut page);
+        Ok(self.pages()?.set(place, page, 0)?)
+    }
+
+    fn pages(&mut self) -> Result<Array<&mut MapData, Page>> {
+        Ok(Array::try_from(self.map_mut(map::PAGES)?)?)
+    }
+
+    /// Fills a backend's slot and returns its number.
+    fn backend(&mut self, service: u32, index: usize, address: SocketAddr) -> Result<u32> {
+        let number = backend_number(service, index)?;
+        let backend = Backend { endpoint: endpoint(address), service, incarnation: 1, reserved: 0 };
+        let mut backends: Array<_, Backend> = Array::try_from(self.map_mut(map::BACKENDS)?)?;
+        backends.set(number, backend, 0)?;
+        Ok(number)
+    }
+
+    /// Frees a backend's slot, as the agent does when nothing refers to it any more.
+    pub fn free_backend(&mut self, service: u32, index: usize) -> Result<()> {
+        let mut backends: Array<_, Backend> = Array::try_from(self.map_mut(map::BACKENDS)?)?;
+        Ok(backends.set(backend_number(service, index)?, Backend::default(), 0)?)
+    }
+
+    /// What the kernel remembers of a socket.
+    pub fn record(&self, socket: &impl AsRawFd) -> Result<Option<Socket>> {
+        let sockets: SkStorage<_, Socket> = SkStorage::try_from(self.map(map::SOCKETS)?)?;
+        match sockets.get(socket, 0) {
+            Ok(record) => Ok(Some(record)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot read the socket's storage"),
+        }
+    }
+
+    /// How often this way was taken, on all CPUs.
+    pub fn reason(&self, reason: Reason) -> Result<u64> {
+        let reasons: PerCpuArray<_, u64> = PerCpuArray::try_from(self.map(map::REASONS)?)?;
+        Ok(reasons.get(&(reason as u32), 0)?.iter().sum())
+    }
+
+    /// The counters of a key, on all CPUs; zeros if there are none.
+    pub fn counters(&self, key: &CounterKey) -> Result<Counters> {
+        let counters: PerCpuHashMap<_, CounterKey, Counters> = PerCpuHashMap::try_from(self.map(map::COUNTERS)?)?;
+        let mut sum = Counters::default();
+        match counters.get(key, 0) {
+            Ok(values) => values.iter().for_each(|value| sum.add(value)),
+            Err(aya::maps::MapError::KeyNotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(sum)
+    }
+
+    /// Open connections of a backend.
+    pub fn open(&self, service: u32, index: usize) -> Result<u64> {
+        let loads: Array<_, Load> = Array::try_from(self.map(map::LOADS)?)?;
+        Ok(loads.get(&backend_number(service, index)?, 0)?.open)
+    }
+
+    /// Sets the open connections of a backend, as the agent does when it gives a slot away.
+    pub fn set_open(&mut self, service: u32, index: usize, open: u64) -> Result<()> {
+        let mut loads: Array<_, Load> = Array::try_from(self.map_mut(map::LOADS)?)?;
+        Ok(loads.set(backend_number(service, index)?, Load { open }, 0)?)
+    }
+
+    fn map(&self, name: &str) -> Result<&aya::maps::Map> {
+        self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
+    }
+}
+
+/// The number that a test's backend has.
+pub fn backend_number(service: u32, index: usize) -> Result<u32> {
+    Ok(service * 128 + u32::try_from(index)?)
+}
+
+fn page_of(service: u32, index: u32) -> u32 {
+    service * 8 + index
+}
+
+/// An address and port as maps hold them.
+pub fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::from_wire(mapped(address.ip()), address.port().to_be_bytes())
+}
+
+/// A service's key.
+pub fn key(address: SocketAddr, protocol: Protocol) -> ServiceKey {
+    ServiceKey::new(mapped(address.ip()), address.port(), protocol)
+}
+
+fn mapped(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => Address::from_v4(address.octets()),
+        IpAddr::V6(address) => Address(address.octets()),
+    }
+}

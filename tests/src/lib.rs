@@ -1,0 +1,96 @@
+//! The mesh on a cluster of one machine: what most end-to-end tests start from. The tests are in `tests/`.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use mesh_harness::process::Process;
+use mesh_harness::{Agent, AgentOptions, Cluster, Control, Node, Pod, Service, peer};
+
+/// A cluster with a control plane and an agent on every node. Fields go in order, agents before the cluster.
+#[derive(Debug)]
+pub struct Mesh {
+    /// One for each node.
+    pub agents: Vec<Agent>,
+    /// The control plane.
+    pub control: Control,
+    /// In the order of the zones that were asked for.
+    pub nodes: Vec<Rc<Node>>,
+    /// The cluster.
+    pub cluster: Cluster,
+}
+
+impl Mesh {
+    /// A node in each of `zones`, all ready.
+    pub fn start(zones: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with(zones, &AgentOptions::default())
+    }
+
+    /// The same with options for all agents.
+    pub fn start_with(zones: &[&str], options: &AgentOptions) -> anyhow::Result<Self> {
+        let cluster = Cluster::start()?;
+        let nodes = zones.iter().map(|zone| cluster.node(zone)).collect::<Result<Vec<_>, _>>()?;
+        let control = cluster.control()?;
+        let agents = nodes.iter().map(|node| node.agent_with(options)).collect::<Result<_, _>>()?;
+        Ok(Self { agents, control, nodes, cluster })
+    }
+
+    /// A pod on node number `node`, announced and enrolled.
+    pub fn client(&self, node: usize, name: &str) -> anyhow::Result<Pod> {
+        let pod = self.nodes[node].pod(name)?;
+        self.cluster.manifests().put_pods([&*pod])?;
+        self.agents[node].wait_for_workloads(&[name])?;
+        Ok(pod)
+    }
+
+    /// Pods with a TCP server on port 8080 that answers with the pod's name.
+    pub fn servers(&self, placed: &[(usize, &str)]) -> anyhow::Result<Vec<Server>> {
+        placed.iter().map(|(node, name)| self.server(*node, name)).collect()
+    }
+
+    fn server(&self, node: usize, name: &str) -> anyhow::Result<Server> {
+        let pod = self.nodes[node].pod(name)?;
+        self.cluster.manifests().put_pods([&*pod])?;
+        let process = peer::tcp_echo(&pod, name, 8080)?;
+        Ok(Server { process, pod })
+    }
+
+    /// Announces a service and waits until each agent's kernel has these backends for its first address and port.
+    pub fn serve(&self, service: &Service, backends: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
+        self.cluster.manifests().put_service(service)?;
+        let port = &service.ports[0];
+        let address = service.at(port.port);
+        for agent in &self.agents {
+            match port.protocol {
+                "UDP" => agent.wait_for_udp_backends(&address, backends)?,
+                _ => agent.wait_for_backends(&address, backends)?,
+            }
+        }
+        Ok(address)
+    }
+
+    /// A service `name` on port 80 of `address` in front of these servers, in force on all nodes.
+    pub fn serve_all(&self, service: &Service, servers: &[Server]) -> anyhow::Result<SocketAddr> {
+        let service = service.clone().pods(servers.iter().map(|server| &*server.pod));
+        self.serve(&service, &addresses(servers))
+    }
+}
+
+/// A pod with a server.
+#[derive(Debug)]
+pub struct Server {
+    /// The server.
+    pub process: Process,
+    /// The pod.
+    pub pod: Pod,
+}
+
+/// Where servers listen, over IPv4.
+pub fn addresses(servers: &[Server]) -> Vec<SocketAddr> {
+    servers.iter().map(|server| server.pod.address(8080)).collect()
+}
+
+/// Asserts that `value` lies within `range`, and says what it is.
+#[track_caller]
+pub fn assert_within(what: &str, value: f64, range: std::ops::RangeInclusive<f64>) {
+    assert!(range.contains(&value), "{what} is {value:.3}, not within {range:?}");
+}
