@@ -1,6 +1,10 @@
 //! Wires the parts together and owns their tasks.
 
-use std::{net::SocketAddr, sync::Arc, time::{Duration, Instant}};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use mesh_common::api::{
@@ -49,7 +53,8 @@ impl ControlPlane {
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let (readiness, ready) = watch::channel(false);
-        let (catalog, agents, report) = (Arc::<Catalog>::default(), Arc::<Agents>::default(), Arc::<Report>::default());
+        let (catalog, agents, report) =
+            (Arc::<Catalog>::default(), Arc::<Agents>::default(), Arc::<Report>::default());
         let metrics = Arc::new(Metrics::new().context("registering metrics")?);
         let started = Instant::now();
         let mut tasks = JoinSet::new();
@@ -70,15 +75,24 @@ impl ControlPlane {
         let pipeline = apply(pipeline, batch).await?;
 
         let (listener, xds) = bind("--xds-address", config.xds_address).await?;
-        let shared =
-            Shared { catalog: Arc::clone(&catalog), agents: Arc::clone(&agents), metrics, stop: stopped.clone() };
-        let discovery = AggregatedDiscoveryServiceServer::new(Discovery::new(shared)).max_decoding_message_size(MAX_REQUEST);
-        let serving = server().add_service(discovery).serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+        let shared = Shared {
+            catalog: Arc::clone(&catalog),
+            agents: Arc::clone(&agents),
+            metrics,
+            stop: stopped.clone(),
+        };
+        let discovery = AggregatedDiscoveryServiceServer::new(Discovery::new(shared))
+            .max_decoding_message_size(MAX_REQUEST);
+        let serving = server()
+            .add_service(discovery)
+            .serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
         tasks.spawn(async { serving.await.context("serving agents") });
 
         let (listener, management) = bind("--management-address", config.management_address).await?;
         let service = ManagementServer::new(Management { catalog, agents, report, started });
-        let serving = server().add_service(service).serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+        let serving = server()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
         tasks.spawn(async { serving.await.context("serving meshctl") });
 
         tasks.spawn(follow(source, pipeline, stopped));
@@ -149,7 +163,11 @@ impl ControlPlane {
 }
 
 /// Takes in what changes, one batch after another.
-async fn follow(mut source: Source, mut pipeline: Pipeline, stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+async fn follow(
+    mut source: Source,
+    mut pipeline: Pipeline,
+    stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let stop = ended(stopped);
     tokio::pin!(stop);
     loop {
@@ -181,7 +199,9 @@ fn incoming(listener: TcpListener) -> TcpIncoming {
 }
 
 fn server() -> Server {
-    Server::builder().http2_keepalive_interval(Some(KEEPALIVE)).http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
 async fn ended(mut stopped: watch::Receiver<bool>) {

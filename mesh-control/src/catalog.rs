@@ -134,6 +134,11 @@ impl Contents {
         }
     }
 
+    /// Where a name stands, in force or gone.
+    pub(crate) fn place(&self, name: &str) -> Option<Revision> {
+        self.places.get(name).copied()
+    }
+
     /// Where a name that is gone stood before.
     pub(crate) fn place_before(&self, name: &str) -> Option<Revision> {
         match self.log.get(self.places.get(name)?)? {
@@ -216,7 +221,9 @@ pub(crate) mod tests {
 
     /// `put(name, version)`, or a removal at version 0.
     pub(crate) fn delta(entries: &[(&str, u64)]) -> Delta {
-        let entry = |(name, version): &(&str, u64)| (Name::from(*name), (*version > 0).then(|| resource(name, *version)));
+        let entry = |(name, version): &(&str, u64)| {
+            (Name::from(*name), (*version > 0).then(|| resource(name, *version)))
+        };
         entries.iter().map(entry).collect()
     }
 

@@ -4,7 +4,9 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::TcpListener,
@@ -71,7 +73,9 @@ impl Health {
             },
             "/healthz/live" => reply(StatusCode::OK, "live\n".to_owned()),
             "/healthz/ready" if *self.ready.borrow() => reply(StatusCode::OK, "ready\n".to_owned()),
-            "/healthz/ready" => reply(StatusCode::SERVICE_UNAVAILABLE, "the manifests are being read\n".to_owned()),
+            "/healthz/ready" => {
+                reply(StatusCode::SERVICE_UNAVAILABLE, "the manifests are being read\n".to_owned())
+            }
             path => reply(StatusCode::NOT_FOUND, format!("no {path} here\n")),
         }
     }

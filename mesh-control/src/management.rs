@@ -8,7 +8,8 @@ use std::{
 use mesh_common::api::{
     istio::workload::Address,
     mesh::v1::{
-        ListRequest, StatusRequest, StatusResponse, list_request::Kind, management_server::Management as Service,
+        ListRequest, StatusRequest, StatusResponse, list_request::Kind,
+        management_server::Management as Service,
     },
 };
 use prost::Message as _;
@@ -48,7 +49,8 @@ impl Service for Management {
         found.sort_by(|a, b| a.resource.name.cmp(&b.resource.name));
         // Decoded one by one, as the client reads.
         let decode = |served: Arc<Served>| {
-            Address::decode(served.resource.bytes.clone()).map_err(|error| Status::internal(error.to_string()))
+            Address::decode(served.resource.bytes.clone())
+                .map_err(|error| Status::internal(error.to_string()))
         };
         Ok(Response::new(Box::pin(tokio_stream::iter(found.into_iter().map(decode)))))
     }

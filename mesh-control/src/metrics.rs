@@ -51,7 +51,10 @@ impl Metrics {
             workloads: gauge("workloads", "Workloads served")?,
             revision: gauge("revision", "Changes of resources since the start")?,
             agents: gauge("agents_connected", "Connected agents")?,
-            max_lag: gauge("agents_max_lag_revisions", "Largest number of changes that an agent has not acknowledged")?,
+            max_lag: gauge(
+                "agents_max_lag_revisions",
+                "Largest number of changes that an agent has not acknowledged",
+            )?,
             update_seconds,
             registry,
         })

@@ -47,7 +47,13 @@ impl Pipeline {
         let resources = delta.len();
         self.catalog.publish(delta, Instant::now());
         self.metrics.update_seconds.observe(start.elapsed().as_secs_f64());
-        info!(files, objects, resources, milliseconds = start.elapsed().as_millis() as u64, "manifests taken in");
+        info!(
+            files,
+            objects,
+            resources,
+            milliseconds = start.elapsed().as_millis() as u64,
+            "manifests taken in"
+        );
         self.tell();
     }
 
@@ -55,9 +61,10 @@ impl Pipeline {
     fn tell(&self) {
         let mut errors = self.store.errors();
         errors.extend(self.index.problems().map(|problem| {
-            let (file, document) = self.store.place(&problem.key).map_or((String::new(), 0), |(file, document)| {
-                (file.display().to_string(), document)
-            });
+            let (file, document) = self
+                .store
+                .place(&problem.key)
+                .map_or((String::new(), 0), |(file, document)| (file.display().to_string(), document));
             FileError { file, document, field: problem.field.clone(), reason: problem.reason.clone() }
         }));
         errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));

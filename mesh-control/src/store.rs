@@ -112,7 +112,10 @@ impl Store {
             errors.extend(others.iter().map(|other| {
                 let first = format!("document {} of {}", first.document, first.file.display());
                 let reason = format!("{key} is already defined in {first}, which stays in force");
-                file_error(&other.file, &Invalid { document: other.document, field: "metadata.name".to_owned(), reason })
+                file_error(
+                    &other.file,
+                    &Invalid { document: other.document, field: "metadata.name".to_owned(), reason },
+                )
             }));
         }
         errors
@@ -169,7 +172,8 @@ impl Store {
     fn settle(&self, mut touched: Touched) -> Vec<Change> {
         let changes = touched.order.iter().filter_map(|key| {
             let before = touched.before.remove(key)?;
-            let after = self.claims.get(key).and_then(|claims| claims.first()).map(|claim| claim.object.clone());
+            let after =
+                self.claims.get(key).and_then(|claims| claims.first()).map(|claim| claim.object.clone());
             (before != after).then_some(Change { before, after })
         });
         changes.collect()
@@ -226,7 +230,7 @@ mod tests {
     use super::*;
 
     fn namespace(name: &str, label: &str) -> String {
-        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{l: {label}}}}}\n")
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{l: '{label}'}}}}\n")
     }
 
     fn batch(files: &[(&str, Option<&str>)]) -> Vec<(Arc<Path>, Reading)> {
@@ -236,7 +240,8 @@ mod tests {
 
     /// The label of the namespace in force, before and after.
     fn labels(changes: &[Change]) -> Vec<(Option<&str>, Option<&str>)> {
-        let label = |object: &Option<Object>| object.as_ref().map(|o| o.meta().labels["l"].clone().leak() as &str);
+        let label =
+            |object: &Option<Object>| object.as_ref().map(|o| o.meta().labels["l"].clone().leak() as &str);
         changes.iter().map(|c| (label(&c.before), label(&c.after))).collect()
     }
 
@@ -287,7 +292,8 @@ mod tests {
     #[test]
     fn many_files_keep_their_order() {
         let mut store = Store::default();
-        let texts: Vec<_> = (0..100).map(|i| (format!("f{i:03}"), namespace("a", &format!("x{i}")))).collect();
+        let texts: Vec<_> =
+            (0..100).map(|i| (format!("f{i:03}"), namespace("a", &format!("x{i}")))).collect();
         let files: Vec<_> = texts.iter().map(|(path, text)| (path.as_str(), Some(text.as_str()))).collect();
         assert_eq!(labels(&store.apply(batch(&files))), [(None, Some("x0"))]);
         assert_eq!(store.errors().len(), 99);

@@ -107,6 +107,12 @@ pub(crate) fn still(service: u32, backend: u32, incarnation: u32) -> Option<Endp
     slot.is(service, incarnation).then_some(slot.endpoint)
 }
 
+/// Whether the slot has been given to another backend since; a slot that is only free keeps its incarnation.
+#[inline(always)]
+pub(crate) fn reused(backend: u32, incarnation: u32) -> bool {
+    backend != 0 && BACKENDS.get(backend).is_none_or(|slot| slot.incarnation != incarnation)
+}
+
 #[inline(always)]
 fn choice(service: u32, backend: u32) -> Option<Choice> {
     let slot = BACKENDS.get(backend)?;

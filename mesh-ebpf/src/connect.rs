@@ -16,6 +16,8 @@ use crate::{
 const ECONNREFUSED: i32 = 111;
 const TCP: u32 = Protocol::Tcp as u32;
 const UDP: u32 = Protocol::Udp as u32;
+/// `IPPROTO_MPTCP`: multipath TCP, which to a service is TCP.
+const MPTCP: u32 = 262;
 
 /// Entry point for IPv4.
 #[cgroup_sock_addr(connect4)]
@@ -98,7 +100,7 @@ fn begin(socket: &mut Socket) {
 #[inline(always)]
 fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
     match number(ctx) {
-        TCP => Some(Protocol::Tcp),
+        TCP | MPTCP => Some(Protocol::Tcp),
         UDP => Some(Protocol::Udp),
         _ => None,
     }

@@ -27,6 +27,7 @@ pub fn connection(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_TCP_CONNECT_CB => watch(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_FIN_WAIT2 => fin_acknowledged(&ctx),
         _ => {}
     }
     // Nothing that sockops returns refuses a connection.
@@ -65,15 +66,27 @@ fn established(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
+fn fin_acknowledged(ctx: &SockOpsContext) {
+    if let Some(socket) = record(ctx) {
+        // SAFETY: a readable field of a valid context.
+        socket.received_at_fin = unsafe { (&raw const (*ctx.ops).bytes_received).read_volatile() };
+    }
+}
+
+#[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     let Some(socket) = record(ctx) else { return };
     socket.started_nanoseconds = 0;
+    if balance::reused(socket.backend, socket.incarnation) {
+        // Its number is another's now, and so are the counters under it.
+        socket.service = 0;
+        socket.backend = 0;
+    }
     if socket.flags & Socket::OPEN == 0 {
         count::outcome(socket, Outcome::Failed, |counters| counters.attempts += 1);
         return;
     }
     socket.flags &= !Socket::OPEN;
-    let (fin_sent, fin_received) = fins(ctx.arg(0));
     // SAFETY: readable fields of a valid context.
     let (sent, received, retransmits) = unsafe {
         let ops = ctx.ops;
@@ -83,6 +96,7 @@ fn closed(ctx: &SockOpsContext) {
             (&raw const (*ops).total_retrans).read_volatile(),
         )
     };
+    let (fin_sent, fin_received) = fins(ctx.arg(0), received > socket.received_at_fin);
     count::outcome(socket, Outcome::Connected, |counters| {
         counters.closed += 1;
         // The kernel counts SYN and FIN as a byte each.
@@ -93,12 +107,12 @@ fn closed(ctx: &SockOpsContext) {
     change_load(socket, u64::MAX);
 }
 
-/// Whether our FIN was acknowledged and the peer's received, by the state before the end. In FIN_WAIT2 the peer's may have
-/// come or not, which is a byte more or less.
+/// Whether our FIN was acknowledged and the peer's received, by the state before the end. From FIN_WAIT2 a connection ends
+/// with the peer's FIN, or at once when nobody holds its socket any more.
 #[inline(always)]
-fn fins(before: u32) -> (u64, u64) {
+fn fins(before: u32, more_since_fin: bool) -> (u64, u64) {
     match before {
-        TCP_FIN_WAIT2 => (1, 0),
+        TCP_FIN_WAIT2 => (1, u64::from(more_since_fin)),
         TCP_LAST_ACK | TCP_CLOSING => (1, 1),
         TCP_CLOSE_WAIT => (0, 1),
         _ => (0, 0),

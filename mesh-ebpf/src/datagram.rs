@@ -67,6 +67,10 @@ enum Action {
 
 #[inline(always)]
 fn send(ctx: &SockAddrContext, family: Family) -> Action {
+    // SAFETY: a readable field of a valid context.
+    if unsafe { (&raw const (*ctx.sock_addr).protocol).read_volatile() } != Protocol::Udp as u32 {
+        return Action::Passed(Reason::OtherProtocol);
+    }
     let dialled = family.read(ctx);
     let key = ServiceKey::from_wire(dialled.address(), dialled.wire_port(), Protocol::Udp);
     let record = socket::of(ctx);

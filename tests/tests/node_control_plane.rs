@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use mesh_harness::{AgentOptions, Service, needs, peer, until};
 use mesh_tests::{Mesh, addresses};
 
@@ -154,7 +155,8 @@ fn a_control_plane_that_restarts_changes_nothing() -> anyhow::Result<()> {
     mesh.control.process().kill()?;
     mesh.control = mesh.cluster.control()?;
     // A change proves that the agent is back in touch.
-    mesh.serve(&Service::new("other", [10, 96, 0, 2]).tcp(80, 80), &[])?;
+    let served = mesh.serve(&Service::new("other", [10, 96, 0, 2]).tcp(80, 80), &[]);
+    served.with_context(|| mesh.agents[0].process().log_tail())?;
     assert_eq!(generation(&mesh)?, before, "an unchanged service is not written again");
     let seen = running.finish()?;
     assert_eq!(seen.failed_total(), 0, "{seen:?}");

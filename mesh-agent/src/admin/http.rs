@@ -23,7 +23,7 @@ use crate::metrics;
 /// An owner that does not answer for so long is stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A client has so long to send its request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at a time, so that a port that anybody may reach cannot use up the agent's descriptors.
 const CONNECTIONS: usize = 64;
 

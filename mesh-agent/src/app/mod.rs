@@ -4,6 +4,7 @@ mod owner;
 mod views;
 
 use std::future::pending;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,12 @@ async fn serve(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut datapath = Datapath::prepare(&config.datapath)?;
+    // After the lock on the pin path, so that a successor may wait for its predecessor; before anything is in force.
+    let socket = admin::bind(&config.admin.socket)
+        .with_context(|| format!("--admin-socket: {}", config.admin.socket.display()))?;
+    let port = TcpListener::bind(config.admin.metrics_address)
+        .await
+        .with_context(|| format!("--metrics-address: {}", config.admin.metrics_address))?;
     let mut tasks = JoinSet::new();
     if config.datapath.kernel_log != KernelLog::Off {
         tasks.spawn(read_kernel_log(aya_log::EbpfLogger::init(datapath.ebpf())?));
@@ -108,11 +115,6 @@ async fn serve(config: Config) -> Result<()> {
         }
     }
     let (asking, mut questions) = mpsc::channel(16);
-    let socket = admin::bind(&config.admin.socket)
-        .with_context(|| format!("--admin-socket: {}", config.admin.socket.display()))?;
-    let port = TcpListener::bind(config.admin.metrics_address)
-        .await
-        .with_context(|| format!("--metrics-address: {}", config.admin.metrics_address))?;
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
@@ -123,6 +125,7 @@ async fn serve(config: Config) -> Result<()> {
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut save = interval(SAVE);
     save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (counted_events, mut counted) = mpsc::channel(1);
     let (saved_events, mut saved) = mpsc::channel::<bool>(1);
     loop {
         tokio::select! {
@@ -138,8 +141,16 @@ async fn serve(config: Config) -> Result<()> {
             },
             Some(ok) = saved.recv() => if !ok { owner.not_saved() },
             _ = tick.tick() => owner.tick(Instant::now()),
-            _ = housekeeping.tick() => owner.datapath.prune_counters(),
-            _ = save.tick() => if let Some(held) = owner.to_save() {
+            Some(filled) = counted.recv() => owner.datapath.set_filled(filled),
+            _ = housekeeping.tick() => {
+                owner.datapath.prune_counters();
+                let (count, done) = (owner.datapath.count_filled(), counted_events.clone());
+                tokio::task::spawn_blocking(move || match count() {
+                    Ok(filled) => drop(done.blocking_send(filled)),
+                    Err(error) => warn!(%error, "the maps cannot be counted"),
+                });
+            }
+            _ = save.tick() => if let Some(held) = owner.take_unsaved() {
                 let (folder, node, done) = (config.state_dir.clone(), config.node.name.clone(), saved_events.clone());
                 tokio::task::spawn_blocking(move || {
                     let result = disk::save(&folder, &node, &held);
@@ -151,7 +162,7 @@ async fn serve(config: Config) -> Result<()> {
             },
         }
     }
-    if let Some(held) = owner.to_save() {
+    if let Some(held) = owner.take_unsaved() {
         disk::save(&config.state_dir, &config.node.name, &held).context("saving the snapshot")?;
     }
     info!("stopped; the kernel programs stay in force (`mesh-agent uninstall` removes them)");
@@ -184,7 +195,9 @@ async fn read_kernel_log(mut logger: aya_log::EbpfLogger<&'static dyn log::Log>)
 
 fn log_to_stderr(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_unset| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -165,7 +165,7 @@ impl Owner {
     }
 
     /// The snapshot to save, if it has changed since it was last asked for.
-    pub(super) fn to_save(&mut self) -> Option<Held> {
+    pub(super) fn take_unsaved(&mut self) -> Option<Held> {
         // What came so far of a first answer is less than what is saved.
         (std::mem::take(&mut self.unsaved) && self.source == Source::ControlPlane)
             .then(|| self.snapshot.held())
@@ -212,8 +212,8 @@ impl Owner {
 
     /// Learns where this node stands from the workloads that run here; whether that has changed.
     fn look_around(&mut self, changed: &Changed) -> bool {
-        let here = changed.workloads.iter().filter_map(|uid| self.snapshot.workload(uid));
-        let Some(neighbour) = here.filter(|workload| workload.node == self.vantage.node).last() else {
+        let mut here = changed.workloads.iter().filter_map(|uid| self.snapshot.workload(uid));
+        let Some(neighbour) = here.rfind(|workload| workload.node == self.vantage.node) else {
             return false;
         };
         let told = |flag: &Option<String>, theirs: &Arc<str>| match flag {

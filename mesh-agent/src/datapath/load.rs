@@ -91,11 +91,20 @@ impl Loaded {
         Maps::open(&self.pins)
     }
 
+    /// Where everything is pinned.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// The object, for its log.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "aya knows 28 types of programs, this object has three"
+    )]
     fn load_programs(&mut self) -> Result<()> {
         for name in PROGRAMS {
             let program =
@@ -161,6 +170,7 @@ fn replace(program: &Program, pin: &Path, cgroup_id: u64) -> Result<bool> {
     Ok(true)
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows 28 types of programs, this object has three")]
 fn attach(program: &mut Program, cgroup: &File, pin: &Path) -> Result<()> {
     // Links allow several programs on a cgroup, and the kernel refuses the flag that says so.
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;

@@ -48,6 +48,8 @@ pub struct Datapath {
     programs: Vec<Attached>,
     failures: u64,
     retries: u64,
+    /// Affinities and UDP flows, as they were last counted.
+    filled: (usize, usize),
 }
 
 /// How full a map is.
@@ -87,6 +89,7 @@ impl Datapath {
             programs: Vec::new(),
             failures: 0,
             retries: 0,
+            filled: (0, 0),
         })
     }
 
@@ -258,6 +261,18 @@ impl Datapath {
         }
     }
 
+    /// Counts the entries of maps that only the kernel fills. That takes a system call for each, so it is for a thread
+    /// that may block; the result goes to [`Datapath::set_filled`].
+    pub fn count_filled(&self) -> impl FnOnce() -> Result<(usize, usize)> + Send + 'static {
+        let pins = self.loaded.pins().clone();
+        move || Ok(Maps::open(&pins)?.kernel_filled())
+    }
+
+    /// Takes what [`Datapath::count_filled`] counted.
+    pub fn set_filled(&mut self, filled: (usize, usize)) {
+        self.filled = filled;
+    }
+
     /// What is known of the services in the kernel.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -302,7 +317,7 @@ impl Datapath {
     pub fn fullness(&self) -> Vec<Fullness> {
         use mesh_common::abi::map;
         let (pages, backends) = self.ledger.in_use();
-        let (affinity, flows) = self.maps.kernel_filled();
+        let (affinity, flows) = self.filled;
         let of = |name, entries, capacity| Fullness { name, entries, capacity };
         vec![
             of(map::SERVICES, self.ledger.entries(), self.sizes.services),

@@ -37,8 +37,11 @@ pub fn render(view: &View) -> String {
     families.text()
 }
 
+/// Name, help, and where the value is.
+type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
+
 fn connections(families: &mut Families, view: &View) {
-    let counters: [(&str, &str, fn(&Connections) -> u64); 6] = [
+    let counters: [Figure<Connections>; 6] = [
         ("istio_tcp_connections_opened_total", "TCP connections opened.", |c| c.opened),
         ("istio_tcp_connections_closed_total", "TCP connections closed.", |c| c.closed),
         ("istio_tcp_connections_failed_total", "TCP connections refused, or that could not be made.", |c| {
@@ -105,7 +108,7 @@ fn agent(families: &mut Families, view: &View) {
     for (reason, count) in &view.reasons {
         reasons.add([("reason", reason.as_str())], *count as f64);
     }
-    let maps: [(&str, &str, fn(&MapUse) -> u64); 2] = [
+    let maps: [Figure<MapUse>; 2] = [
         ("mesh_agent_map_entries", "Entries in a kernel map.", |m| m.entries),
         ("mesh_agent_map_capacity", "Most entries that a kernel map can hold.", |m| m.capacity),
     ];

@@ -56,9 +56,9 @@ impl fmt::Display for Report {
             writeln!(f, "{mark}  {:width$}  {}", check.name, check.detail)?;
         }
         match self.failed().count() {
-            0 => write!(f, "This machine can run the agent."),
-            1 => write!(f, "This machine cannot run the agent: 1 check failed."),
-            failed => write!(f, "This machine cannot run the agent: {failed} checks failed."),
+            0 => writeln!(f, "This machine can run the agent."),
+            1 => writeln!(f, "This machine cannot run the agent: 1 check failed."),
+            failed => writeln!(f, "This machine cannot run the agent: {failed} checks failed."),
         }
     }
 }

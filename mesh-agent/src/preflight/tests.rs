@@ -38,7 +38,7 @@ fn a_good_machine_passes() {
     let report = judge(&good());
     assert!(report.ok(), "{report}");
     assert_eq!(report.exit_code(), 0);
-    assert!(report.to_string().ends_with("This machine can run the agent."));
+    assert!(report.to_string().ends_with("This machine can run the agent.\n"));
 }
 
 #[test]

@@ -24,8 +24,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that vanished is noticed after interval and timeout.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a full page: no further one within this time means that there is none.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// Keeps a stream to the control plane, and tells `events` what it says. Ends when nobody listens to the events.
 pub async fn run(config: XdsConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
@@ -148,12 +146,13 @@ async fn converse(
                 warn!(%reason, "refused a response");
                 *request
             }
-            Step::Apply(Change { delta, mut rejected, complete, nonce }) => {
-                synced |= complete;
-                quiet = (!synced).then(|| Instant::now() + QUIET);
+            Step::Apply(Change { delta, mut rejected, patience, nonce }) => {
+                synced |= patience.is_zero();
                 let names: Vec<_> = delta.updated.iter().map(|v| v.name.clone()).collect();
                 let names: Vec<_> = names.into_iter().chain(delta.removed.iter().cloned()).collect();
                 let refused = apply(events, delta, rejected.clone(), synced).await?;
+                // From when the change is in force: the time that it took is not the control plane's silence.
+                quiet = (!synced).then(|| Instant::now() + patience);
                 session.settle(names.iter().map(|name| &**name), &refused);
                 rejected.extend(refused);
                 for Rejected { name, reason } in &rejected {

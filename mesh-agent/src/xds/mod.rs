@@ -36,7 +36,8 @@ pub enum XdsEvent {
         delta: Delta,
         /// Resources of the response that are in no shape to be used.
         rejected: Vec<Rejected>,
-        /// The control plane has now said all that it knows.
+        /// The control plane has now said all that it knows. This usually comes with a change that is empty, when it has
+        /// been silent for a while; it stays true for the rest of the stream.
         synced: bool,
         /// To be answered when the change is in force, with the resources that could not be taken. The response is
         /// acknowledged then. Dropping it ends the client.

@@ -1,6 +1,7 @@
 //! What is said on the streams. Pure: messages in, messages out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use mesh_common::api::ADDRESS_TYPE;
 use mesh_common::api::envoy::config::core::v3::{Locality, Node};
@@ -10,8 +11,14 @@ use mesh_common::api::google::rpc::Status;
 use crate::config::NodeConfig;
 use crate::snapshot::{Delta, Interner, Rejected, decode};
 
-/// Our control plane's largest response: after one of this size, more may follow.
+/// Our control plane cuts its answers at so many resources and removals, and at so many bytes: after one of this size, more
+/// may follow.
 const PAGE: usize = 1_000;
+const PAGE_BYTES: usize = 2 << 20;
+/// Delta xDS has no mark for "that was all", so silence is one. After a full page a busy control plane gets more time,
+/// since what it has not sent in time would count as gone.
+const SILENCE: Duration = Duration::from_millis(200);
+const SILENCE_AFTER_PAGE: Duration = Duration::from_secs(2);
 /// How many refused resources a NACK names; it is for people.
 const NAMED: usize = 100;
 const INVALID_ARGUMENT: i32 = 3;
@@ -51,8 +58,8 @@ pub struct Change {
     pub delta: Delta,
     /// Resources that could not be decoded.
     pub rejected: Vec<Rejected>,
-    /// Nothing more is expected to follow at once.
-    pub complete: bool,
+    /// When silence has lasted for so long after it, the control plane has said all that it knows.
+    pub patience: Duration,
     /// To answer with.
     pub nonce: String,
 }
@@ -95,10 +102,10 @@ impl Session {
             };
             return Step::Refuse { request: Box::new(request), reason };
         }
-        let complete = response.resources.len() != PAGE;
+        let patience = patience(&response);
         let (updated, rejected) = decode(response.resources, &mut self.interner);
         let removed = response.removed_resources.into_iter().map(Into::into).collect();
-        Step::Apply(Change { delta: Delta { updated, removed }, rejected, complete, nonce: response.nonce })
+        Step::Apply(Change { delta: Delta { updated, removed }, rejected, patience, nonce: response.nonce })
     }
 
     /// Notes what the owner made of a change: `names` were handed over, `refused` could not be taken.
@@ -117,6 +124,19 @@ impl Session {
             error_detail: (!rejected.is_empty()).then(|| status(reasons(rejected))),
             ..DeltaDiscoveryRequest::default()
         }
+    }
+}
+
+fn patience(response: &DeltaDiscoveryResponse) -> Duration {
+    let items = response.resources.len() + response.removed_resources.len();
+    let bytes =
+        || response.resources.iter().flat_map(|r| &r.resource).map(|any| any.value.len()).sum::<usize>();
+    match items {
+        // Nothing new: what a control plane says that finds us up to date.
+        0 => Duration::ZERO,
+        PAGE.. => SILENCE_AFTER_PAGE,
+        _ if bytes() >= PAGE_BYTES => SILENCE_AFTER_PAGE,
+        _ => SILENCE,
     }
 }
 

@@ -63,16 +63,23 @@ fn find(entries: &[Entry; ENTRIES], position: u32) -> Option<(Entry, u32)> {
     let mut before = 0u32;
     let mut step = ENTRIES / 2;
     while step > 0 {
-        let upto = entries[(index + step - 1) & (ENTRIES - 1)].upto;
+        let upto = entries[masked(index + step - 1)].upto;
         let below = core::hint::black_box(is_at_most(upto, position)) & 1;
         index += below as usize * step;
         let mask = 0u32.wrapping_sub(below);
         before = (before & !mask) | (upto & mask);
         step /= 2;
     }
-    let entry = entries[index & (ENTRIES - 1)];
+    let entry = entries[masked(index)];
     // The search cannot pass the last entry; if that is not beyond the position, none is.
     (entry.upto > position).then_some((entry, before))
+}
+
+/// The index as it is, in a form whose bounds every verifier sees: before Linux 6.9 it loses them where the compiler adds by
+/// `or`, and the compiler drops a mask that it knows to be needless.
+#[inline(always)]
+fn masked(index: usize) -> usize {
+    core::hint::black_box(index) & (ENTRIES - 1)
 }
 
 /// 1 if `a <= b`, else 0.

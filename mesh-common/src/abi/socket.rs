@@ -22,8 +22,10 @@ pub struct Socket {
     pub dialled: Endpoint,
     /// Where it was led instead.
     pub chosen: Endpoint,
+    /// Bytes received when the peer had acknowledged our FIN: if there are more at the end, the last is the peer's FIN.
+    pub received_at_fin: u64,
     /// For later use; zero. A socket outlives an upgrade of the agent, so this type may never change its size.
-    pub reserved: [u8; 24],
+    pub reserved: [u8; 16],
 }
 const _: () = assert!(size_of::<Socket>() == 96);
 

@@ -67,7 +67,8 @@ pub(super) fn service(name: Name, mut service: Service, extension: &ServiceExten
 pub(super) fn workload(mut workload: Workload, extension: &WorkloadExtension, members: &Members) -> Resource {
     let mut bytes = extension.encode_to_vec();
     for (name, ports) in entries(members, |member| &member.udp).filter(|(_, list)| !list.ports.is_empty()) {
-        let entry = WorkloadExtension { udp_services: [(name, ports)].into(), ..WorkloadExtension::default() };
+        let entry =
+            WorkloadExtension { udp_services: [(name, ports)].into(), ..WorkloadExtension::default() };
         bytes.extend(entry.encode_to_vec());
     }
     if !bytes.is_empty() {
@@ -88,7 +89,10 @@ pub(super) fn workload(mut workload: Workload, extension: &WorkloadExtension, me
     }
 }
 
-fn entries(members: &Members, ports: fn(&Member) -> &BTreeMap<u16, u16>) -> impl Iterator<Item = (String, PortList)> {
+fn entries(
+    members: &Members,
+    ports: fn(&Member) -> &BTreeMap<u16, u16>,
+) -> impl Iterator<Item = (String, PortList)> {
     members.iter().map(move |(name, member)| (name.to_string(), PortList { ports: port_list(ports(member)) }))
 }
 
@@ -113,7 +117,8 @@ mod tests {
     use super::*;
 
     fn members() -> Members {
-        let member = |port| Member { tcp: [(port, 8080)].into(), udp: [(port, 5353)].into(), ..Member::default() };
+        let member =
+            |port| Member { tcp: [(port, 8080)].into(), udp: [(port, 5353)].into(), ..Member::default() };
         (1..50).map(|i| (format!("ns/s{i}").into(), member(i))).collect()
     }
 
@@ -121,7 +126,9 @@ mod tests {
     fn joined_map_entries_read_as_one_map() {
         let plain = Workload { uid: "u".to_owned(), namespace: "ns".to_owned(), ..Workload::default() };
         let resource = workload(plain, &WorkloadExtension::default(), &members());
-        let Some(Type::Workload(read)) = Address::decode(resource.bytes).unwrap().r#type else { panic!("a workload") };
+        let Some(Type::Workload(read)) = Address::decode(resource.bytes).unwrap().r#type else {
+            panic!("a workload")
+        };
         assert_eq!((read.uid.as_str(), read.services.len()), ("u", 49));
         assert_eq!(read.services["ns/s7"].ports[0].service_port, 7);
         let config = read.extensions[0].config.clone().unwrap();

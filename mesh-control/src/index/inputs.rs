@@ -9,7 +9,8 @@ use std::{
 use super::{Index, Origin, Owner, selection::Selection};
 use crate::{
     manifest::{
-        Endpoint, EndpointSlice, Node, NsName, Object, Pod, Service, ServiceEntry, TrafficPolicy, WorkloadEntry,
+        Endpoint, EndpointSlice, Node, NsName, Object, Pod, Service, ServiceEntry, TrafficPolicy,
+        WorkloadEntry,
     },
     store::Change,
 };
@@ -76,7 +77,12 @@ fn swap<V>(table: &mut HashMap<NsName, V>, name: &NsName, value: Option<V>) -> O
 }
 
 /// Adds or removes an element of the set under `key`; empty sets are dropped.
-fn link<K: Eq + std::hash::Hash, V: Ord>(table: &mut HashMap<K, BTreeSet<V>>, key: K, value: V, present: bool) {
+fn link<K: Eq + std::hash::Hash, V: Ord>(
+    table: &mut HashMap<K, BTreeSet<V>>,
+    key: K,
+    value: V,
+    present: bool,
+) {
     let set = table.entry(key);
     if present {
         set.or_default().insert(value);
@@ -127,7 +133,8 @@ impl Index {
         let before = swap(&mut self.inputs.slices, &name, slice.map(|slice| Slice::new(Arc::clone(slice))));
         let before = before.map(|slice| slice.object);
         let (was, is) = (before.as_deref(), slice.map(Arc::as_ref));
-        let (old_service, service) = (was.and_then(EndpointSlice::service), is.and_then(EndpointSlice::service));
+        let (old_service, service) =
+            (was.and_then(EndpointSlice::service), is.and_then(EndpointSlice::service));
         let same_ports = was.map(|s| &s.ports) == is.map(|s| &s.ports);
         self.mark_endpoints(&name, was, is, !same_ports || old_service != service);
         if let Some(was) = was {
@@ -162,7 +169,13 @@ impl Index {
     }
 
     /// Marks the workloads of the endpoints that differ between two contents of a slice.
-    fn mark_endpoints(&mut self, name: &NsName, was: Option<&EndpointSlice>, is: Option<&EndpointSlice>, all: bool) {
+    fn mark_endpoints(
+        &mut self,
+        name: &NsName,
+        was: Option<&EndpointSlice>,
+        is: Option<&EndpointSlice>,
+        all: bool,
+    ) {
         let (old, new) = (by_address(was), by_address(is));
         for (slice, mine, other) in [(was, &old, &new), (is, &new, &old)] {
             let Some(slice) = slice else { continue };
@@ -224,7 +237,8 @@ impl Index {
         let before = swap(&mut self.inputs.policies, &name, policy.cloned());
         for (policy, present) in [(before.as_ref(), false), (policy, true)] {
             for target in policy.into_iter().flat_map(|p| &p.spec.target_refs) {
-                let service = NsName { namespace: Arc::clone(&name.namespace), name: target.name.as_str().into() };
+                let service =
+                    NsName { namespace: Arc::clone(&name.namespace), name: target.name.as_str().into() };
                 link(&mut self.inputs.policies_of, service.clone(), name.clone(), present);
                 self.services.push(Owner::Service(service));
             }
@@ -250,7 +264,9 @@ impl Index {
         match owner {
             Owner::Service(service) => {
                 for slice in self.inputs.slices_of.get(service).cloned().into_iter().flatten() {
-                    let Some(object) = self.inputs.slices.get(&slice).map(|s| Arc::clone(&s.object)) else { continue };
+                    let Some(object) = self.inputs.slices.get(&slice).map(|s| Arc::clone(&s.object)) else {
+                        continue;
+                    };
                     for endpoint in &object.endpoints {
                         self.workloads_of_endpoint(&slice, endpoint.address(), object.pod(endpoint));
                     }

@@ -1,17 +1,13 @@
 //! Who serves which service, on which ports, in which state.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use mesh_common::api::istio::workload::Port;
 
 use super::{Index, Name, Origin, Owner};
 use crate::manifest::{
-    Endpoint, EndpointSlice, NsName, Pod, Protocol, Service, ServiceEntry, ServicePort, TargetPort, WorkloadEntry,
-    WorkloadSpec,
+    Endpoint, EndpointSlice, NsName, Pod, Protocol, Service, ServiceEntry, ServicePort, TargetPort,
+    WorkloadEntry, WorkloadSpec,
 };
 
 /// State of an endpoint in one service; the best of several counts.
@@ -78,10 +74,11 @@ impl Index {
                 Owner::Service(service) if self.inputs.slices_of.contains_key(service) => {}
                 Owner::Service(service) => {
                     let Some(service) = self.inputs.services.get(service) else { continue };
-                    let member = service_member(service, state_in(service, pod), |port| match port.target() {
-                        TargetPort::Number(number) => Some(number),
-                        TargetPort::Name(name) => pod.port(&name, port.protocol),
-                    });
+                    let member =
+                        service_member(service, state_in(service, pod), |port| match port.target() {
+                            TargetPort::Number(number) => Some(number),
+                            TargetPort::Name(name) => pod.port(&name, port.protocol),
+                        });
                     self.add(&owner, &member, &mut members);
                 }
                 Owner::Entry(entry) => {
@@ -101,10 +98,12 @@ impl Index {
                 Owner::Service(service) => {
                     let Some(service) = self.inputs.services.get(service) else { continue };
                     let ports = &entry.spec.ports;
-                    service_member(service, State::Ready, |port| match (ports.get(&port.name), port.target()) {
-                        (Some(own), _) => Some(*own),
-                        (None, TargetPort::Number(number)) => Some(number),
-                        (None, TargetPort::Name(name)) => ports.get(&name).copied(),
+                    service_member(service, State::Ready, |port| {
+                        match (ports.get(&port.name), port.target()) {
+                            (Some(own), _) => Some(*own),
+                            (None, TargetPort::Number(number)) => Some(number),
+                            (None, TargetPort::Name(name)) => ports.get(&name).copied(),
+                        }
                     })
                 }
                 Owner::Entry(other) => {
@@ -118,7 +117,12 @@ impl Index {
     }
 
     /// The services of an inline endpoint: the hosts of its entry.
-    pub(super) fn members_of_inline(&self, name: &NsName, entry: &ServiceEntry, endpoint: &WorkloadSpec) -> Members {
+    pub(super) fn members_of_inline(
+        &self,
+        name: &NsName,
+        entry: &ServiceEntry,
+        endpoint: &WorkloadSpec,
+    ) -> Members {
         let mut members = Members::new();
         let member = entry_member(entry, State::Ready, Some(endpoint));
         self.add(&Owner::Entry(name.clone()), &member, &mut members);
@@ -128,7 +132,9 @@ impl Index {
     /// A slice's endpoint and its service, when no known pod stands behind it.
     pub(super) fn members_of_endpoint(&self, name: &NsName, address: IpAddr) -> Option<(&Endpoint, Members)> {
         let slice = self.inputs.slices.get(name)?;
-        let is_pod = |endpoint: &Endpoint| slice.object.pod(endpoint).is_some_and(|pod| self.inputs.pods.contains_key(&pod));
+        let is_pod = |endpoint: &Endpoint| {
+            slice.object.pod(endpoint).is_some_and(|pod| self.inputs.pods.contains_key(&pod))
+        };
         let endpoint = slice.at(address).find(|endpoint| !is_pod(endpoint))?;
         let mut members = Members::new();
         self.add_from_slice(&slice.object, endpoint, &mut members);

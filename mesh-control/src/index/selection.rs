@@ -35,7 +35,9 @@ impl Selection {
         }
         // The pair that the fewest share keeps the comparisons few.
         let pairs = selector.iter().map(|(key, value)| (Arc::clone(namespace), key.clone(), value.clone()));
-        let Some(pair) = pairs.min_by_key(|pair| self.selectors.get(pair).map_or(0, BTreeMap::len)) else { return };
+        let Some(pair) = pairs.min_by_key(|pair| self.selectors.get(pair).map_or(0, BTreeMap::len)) else {
+            return;
+        };
         self.selectors.entry(pair.clone()).or_default().insert(owner.clone(), selector.clone());
         self.filed.insert(owner.clone(), pair);
     }
@@ -73,11 +75,15 @@ impl Selection {
     /// Which workloads the selector of `owner` chooses.
     pub(super) fn chosen(&self, owner: &Owner) -> Vec<Origin> {
         let Some(pair) = self.filed.get(owner) else { return Vec::new() };
-        let Some(selector) = self.selectors.get(pair).and_then(|bucket| bucket.get(owner)) else { return Vec::new() };
+        let Some(selector) = self.selectors.get(pair).and_then(|bucket| bucket.get(owner)) else {
+            return Vec::new();
+        };
         let pairs = selector.iter().map(|(key, value)| (Arc::clone(&pair.0), key.clone(), value.clone()));
-        let rarest = pairs.map(|pair| self.workloads.get(&pair)).min_by_key(|found| found.map_or(0, BTreeSet::len));
+        let rarest =
+            pairs.map(|pair| self.workloads.get(&pair)).min_by_key(|found| found.map_or(0, BTreeSet::len));
         let candidates = rarest.flatten().into_iter().flatten();
-        let matches = |origin: &&Origin| self.labels.get(*origin).is_some_and(|(_, labels)| selects(selector, labels));
+        let matches =
+            |origin: &&Origin| self.labels.get(*origin).is_some_and(|(_, labels)| selects(selector, labels));
         candidates.filter(matches).cloned().collect()
     }
 }
@@ -107,7 +113,7 @@ mod tests {
         selection.set_labels(&pod("b"), &ns, Some(labels(&[("app", "web")])));
         selection.set_labels(&pod("c"), &other, Some(labels(&[("app", "web"), ("env", "prod")])));
         assert_eq!(selection.chosen(&web), [pod("a")]);
-        assert_eq!(selection.owners(&pod("a")), [web.clone()]);
+        assert_eq!(selection.owners(&pod("a")), std::slice::from_ref(&web));
         assert_eq!(selection.owners(&pod("b")), []);
         assert_eq!(selection.owners(&pod("c")), []);
 
@@ -119,6 +125,8 @@ mod tests {
         assert_eq!(selection.owners(&pod("b")), []);
         selection.set_labels(&pod("b"), &ns, None);
         selection.set_labels(&pod("c"), &ns, None);
-        assert!(selection.workloads.is_empty() && selection.selectors.is_empty() && selection.labels.is_empty());
+        assert!(
+            selection.workloads.is_empty() && selection.selectors.is_empty() && selection.labels.is_empty()
+        );
     }
 }

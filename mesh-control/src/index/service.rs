@@ -40,13 +40,16 @@ impl Index {
             };
             draft.addresses.iter().flat_map(ports).collect()
         };
-        let claims: BTreeMap<Name, Vec<Vip>> = drafts.iter().map(|(name, draft)| (Arc::clone(name), vips(draft))).collect();
+        let claims: BTreeMap<Name, Vec<Vip>> =
+            drafts.iter().map(|(name, draft)| (Arc::clone(name), vips(draft))).collect();
         self.claim(owner, claims, delta);
         for (name, draft) in drafts {
             match self.names.holder(&name) {
                 Some(holder) if holder != owner => {
-                    let reason = format!("{name} is already defined by {}, which stays in force", holder.key());
-                    let field = if holder.key().kind == Kind::Service { "spec.hosts" } else { "metadata.name" };
+                    let reason =
+                        format!("{name} is already defined by {}, which stays in force", holder.key());
+                    let field =
+                        if holder.key().kind == Kind::Service { "spec.hosts" } else { "metadata.name" };
                     problems.push(Problem { key: owner.key(), field: field.to_owned(), reason });
                 }
                 Some(_) | None => {
@@ -127,7 +130,8 @@ impl Index {
             // A port that some slice does not serve is marked as named, so that each workload says whether it does.
             let unserved = slices.into_iter().flatten().filter_map(|slice| self.inputs.slices.get(slice));
             let unserved = unserved.filter(|slice| !slice.object.endpoints.is_empty());
-            let mut unserved = unserved.filter(|slice| slice.object.port(&port.name, port.protocol).is_none());
+            let mut unserved =
+                unserved.filter(|slice| slice.object.port(&port.name, port.protocol).is_none());
             DraftPort {
                 field: format!("spec.ports[{i}].port"),
                 protocol: port.protocol,
@@ -165,11 +169,15 @@ impl Index {
         let age = |policy: &TrafficPolicy| policy.metadata.creation_timestamp.clone();
         policies.sort_by_key(|policy| (age(policy).is_none(), age(policy), policy.metadata.name.clone()));
         for loser in policies.iter().skip(1) {
-            let target = loser.spec.target_refs.iter().position(|target| *target.name == *service.name).unwrap_or(0);
+            let target =
+                loser.spec.target_refs.iter().position(|target| *target.name == *service.name).unwrap_or(0);
             problems.push(Problem {
                 key: Key { kind: Kind::TrafficPolicy, name: loser.metadata.ns_name() },
                 field: format!("spec.targetRefs[{target}]"),
-                reason: format!("Service {service} already has TrafficPolicy {}, which stays in force", policies[0].metadata.name),
+                reason: format!(
+                    "Service {service} already has TrafficPolicy {}, which stays in force",
+                    policies[0].metadata.name
+                ),
             });
         }
         match policies.first().and_then(|policy| policy.algorithm()).unwrap_or_default() {
@@ -181,7 +189,13 @@ impl Index {
     }
 
     /// The resource, without the ports that another service holds at one of its addresses.
-    fn finish(&self, owner: &Owner, name: Name, draft: Draft, problems: &mut Vec<Problem>) -> encode::Resource {
+    fn finish(
+        &self,
+        owner: &Owner,
+        name: Name,
+        draft: Draft,
+        problems: &mut Vec<Problem>,
+    ) -> encode::Resource {
         let Draft { mut service, mut extension, addresses, ports } = draft;
         for port in ports {
             let other = addresses.iter().find_map(|address| {
@@ -189,7 +203,10 @@ impl Index {
                 (*holder != name).then_some((address, holder))
             });
             if let Some((address, holder)) = other {
-                let reason = format!("{}/{} at {address} already belongs to {holder}; the port is left out", port.number, port.protocol);
+                let reason = format!(
+                    "{}/{} at {address} already belongs to {holder}; the port is left out",
+                    port.number, port.protocol
+                );
                 problems.push(Problem { key: owner.key(), field: port.field, reason });
                 continue;
             }
@@ -278,16 +295,19 @@ fn load_balancing(object: &Service) -> Option<LoadBalancing> {
     use load_balancing::{HealthPolicy, Mode, Scope};
     let (scopes, mode): (&[Scope], Mode) = match object.spec.traffic_distribution {
         _ if object.is_local() => (&[Scope::Node], Mode::Strict),
-        Some(TrafficDistribution::PreferClose | TrafficDistribution::PreferSameZone) => {
+        Some(TrafficDistribution::SameZone) => {
             (&[Scope::Network, Scope::Region, Scope::Zone], Mode::Failover)
         }
-        Some(TrafficDistribution::PreferSameNode) => {
+        Some(TrafficDistribution::SameNode) => {
             (&[Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node], Mode::Failover)
         }
         None => (&[], Mode::UnspecifiedMode),
     };
-    let health =
-        if object.spec.publish_not_ready_addresses { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    let health = if object.spec.publish_not_ready_addresses {
+        HealthPolicy::AllowAll
+    } else {
+        HealthPolicy::OnlyHealthy
+    };
     let balancing = LoadBalancing {
         routing_preference: scopes.iter().map(|scope| (*scope).into()).collect(),
         mode: mode.into(),

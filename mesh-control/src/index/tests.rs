@@ -1,0 +1,215 @@
+//! The index must not depend on the way that led to a state: after any series of changes it serves exactly what a fresh
+//! one serves that is given the last state at once.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use super::*;
+use crate::{source::Reading, store::Store};
+
+/// A file store and an index, and what a subscriber holds.
+struct World {
+    store: Store,
+    index: Index,
+    held: BTreeMap<Name, Resource>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mesh = Mesh { cluster_id: "C".to_owned(), cluster_domain: "d".to_owned() };
+        Self { store: Store::default(), index: Index::new(mesh), held: BTreeMap::new() }
+    }
+
+    /// Applies files (`None`: gone) and returns the names that changed.
+    fn apply(&mut self, files: &[(String, Option<String>)]) -> Vec<String> {
+        let batch = files.iter().map(|(path, text)| {
+            (Arc::from(Path::new(path)), text.clone().map_or(Reading::Gone, Reading::Text))
+        });
+        let changes = self.store.apply(batch.collect());
+        let faults: Vec<_> =
+            self.store.errors().into_iter().filter(|e| !e.reason.contains("skipped")).collect();
+        assert_eq!(faults, [], "the generator writes valid manifests");
+        let delta = self.index.apply(changes);
+        let names = delta.keys().map(|name| name.to_string()).collect();
+        for (name, resource) in delta {
+            match resource {
+                Some(resource) => drop(self.held.insert(name, resource)),
+                None => drop(self.held.remove(&name)),
+            }
+        }
+        names
+    }
+}
+
+/// A small generator of pseudo-random numbers: no dependency, and every failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[usize::try_from(self.roll(of.len() as u64)).unwrap_or(0)]
+    }
+}
+
+/// One of a few objects in one of its many forms, or its absence.
+fn roll_file(dice: &mut Dice) -> (String, Option<String>) {
+    let n = dice.roll(4);
+    let kind = dice.pick(&["service", "pod", "slice", "node", "we", "se", "policy", "pod", "slice"]);
+    let path = format!("{kind}{n}.yaml");
+    if dice.roll(4) == 0 {
+        return (path, None);
+    }
+    let label = dice.pick(&["a", "b", "c"]);
+    let text = match kind {
+        "service" => {
+            let target = dice.pick(&["8080", "http", "9090"]);
+            let extra = dice.pick(&[
+                "",
+                ", publishNotReadyAddresses: true",
+                ", type: ExternalName",
+                ", sessionAffinity: ClientIP",
+            ]);
+            let selector = dice.pick(&["selector: {app: a}", "selector: {app: b, tier: x}", "selector: {}"]);
+            let ports = format!(
+                "[{{name: p, port: 80, targetPort: {target}}}, {{name: u, port: 53, protocol: UDP}}]"
+            );
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s{n}}}\nspec: {{clusterIP: 10.96.0.{n}, {selector}, ports: {ports}{extra}}}\n"
+            )
+        }
+        "pod" => {
+            let ready = dice.pick(&["True", "False"]);
+            let phase = dice.pick(&["Running", "Running", "Succeeded"]);
+            let tier = dice.pick(&["x", "y"]);
+            let ports = dice.pick(&["[]", "[{name: http, containerPort: 7070}]"]);
+            let node = dice.pick(&["n0", "n1", "n2", "n3"]);
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{n}, labels: {{app: {label}, tier: {tier}}}}}\n\
+                 spec: {{nodeName: {node}, containers: [{{ports: {ports}}}]}}\n\
+                 status: {{phase: {phase}, podIP: 10.0.0.{n}, conditions: [{{type: Ready, status: '{ready}'}}]}}\n"
+            )
+        }
+        "slice" => {
+            let service = dice.roll(4);
+            let ready = dice.pick(&["true", "false"]);
+            let node = dice.pick(&["n0", "n9"]);
+            let ports = dice.pick(&[
+                "[{name: p, port: 8080}]",
+                "[{name: p, port: 8181}, {name: u, port: 53, protocol: UDP}]",
+                "[]",
+            ]);
+            let pods = (0..4).filter(|_| dice.roll(2) == 0).map(|pod| {
+                format!("{{addresses: [10.0.0.{pod}], conditions: {{ready: {ready}}}, targetRef: {{kind: Pod, name: p{pod}}}}}")
+            });
+            let mut endpoints: Vec<String> = pods.collect();
+            endpoints.push(format!("{{addresses: [10.9.0.{n}], nodeName: {node}}}"));
+            format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                 metadata: {{name: e{n}, labels: {{kubernetes.io/service-name: s{service}}}}}\n\
+                 addressType: IPv4\nports: {ports}\nendpoints: [{}]\n",
+                endpoints.join(", ")
+            )
+        }
+        "node" => format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: n{n}, labels: {{topology.kubernetes.io/zone: z{}}}}}\n",
+            dice.roll(3)
+        ),
+        "we" => format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}, annotations: {{mesh.dev/node: n{n}}}}}\n\
+             spec: {{address: 10.5.0.{n}, labels: {{app: {label}, tier: x}}, weight: {}}}\n",
+            dice.roll(5)
+        ),
+        "se" => {
+            let members = dice.pick(&[
+                "workloadSelector: {labels: {app: a}}",
+                "endpoints: [{address: 10.6.0.1}]",
+                "endpoints: []",
+            ]);
+            let hosts = dice.pick(&["one.example", "two.example"]);
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: x{n}}}\n\
+                 spec: {{hosts: [{n}.{hosts}], resolution: STATIC, ports: [{{number: 80, name: p}}], {members}}}\n"
+            )
+        }
+        _ => format!(
+            "apiVersion: mesh.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: t{n}}}\n\
+             spec: {{targetRefs: [{{group: '', kind: Service, name: s{n}}}], balancer: {{algorithm: {}}}}}\n",
+            dice.pick(&["Maglev", "RoundRobin"])
+        ),
+    };
+    (path, Some(text))
+}
+
+#[test]
+fn any_way_to_a_state_leads_to_the_same_resources() {
+    for seed in 0..20 {
+        let mut dice = Dice(seed);
+        let mut world = World::new();
+        let mut state: BTreeMap<String, Option<String>> = BTreeMap::new();
+        for step in 0..40 {
+            let mut changed = BTreeMap::new();
+            for _ in 0..=dice.roll(3) {
+                let (path, text) = roll_file(&mut dice);
+                changed.insert(path, text);
+            }
+            state.extend(changed.clone());
+            let before = world.held.clone();
+            let named = world.apply(&changed.into_iter().collect::<Vec<_>>());
+            let mut fresh = World::new();
+            fresh.apply(&state.clone().into_iter().collect::<Vec<_>>());
+            let differing: Vec<_> = fresh
+                .held
+                .keys()
+                .chain(world.held.keys())
+                .filter(|name| fresh.held.get(*name) != world.held.get(*name))
+                .collect();
+            assert!(differing.is_empty(), "seed {seed}, step {step}: {differing:?}");
+            // And nothing was sent that had not changed.
+            for name in named {
+                assert_ne!(
+                    before.get(name.as_str()),
+                    world.held.get(name.as_str()),
+                    "seed {seed}, step {step}: {name}"
+                );
+            }
+        }
+        // When all is gone, nothing is left over.
+        let gone: Vec<_> = state.into_keys().map(|path| (path, None)).collect();
+        world.apply(&gone);
+        assert!(world.held.is_empty(), "{:?}", world.held.keys());
+        let Index { inputs, claimed, problems, versions, .. } = world.index;
+        assert!(claimed.is_empty() && problems.is_empty() && versions.is_empty());
+        assert!(inputs.placed.is_empty() && inputs.node_of.is_empty() && inputs.endpoints_of.is_empty());
+        assert!(inputs.slices_of.is_empty() && inputs.policies_of.is_empty() && inputs.slices.is_empty());
+    }
+}
+
+#[test]
+fn a_name_goes_to_the_next_when_its_holder_goes() {
+    let mut world = World::new();
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n";
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\n\
+        spec: {hosts: [s.default.svc.d], addresses: [10.96.0.2], resolution: STATIC, ports: [{number: 81, name: p}],\n  endpoints: [{address: 10.0.0.1}]}\n";
+    let put = |path: &str, text: &str| (path.to_owned(), Some(text.to_owned()));
+    world.apply(&[put("a", service)]);
+    world.apply(&[put("b", entry)]);
+    assert_eq!(world.held.len(), 2);
+    let problem = world.index.problems().next().unwrap();
+    assert_eq!((problem.field.as_str(), problem.key.kind), ("spec.hosts", Kind::ServiceEntry));
+    let first = world.held["default/s.default.svc.d"].clone();
+
+    // The loser goes and comes back: the holder is not touched.
+    assert_eq!(
+        world.apply(&[("b".to_owned(), None)]),
+        ["C/networking.istio.io/ServiceEntry/default/e/10.0.0.1"]
+    );
+    world.apply(&[put("b", entry)]);
+    assert_eq!(world.held["default/s.default.svc.d"], first);
+
+    world.apply(&[("a".to_owned(), None)]);
+    assert_ne!(world.held["default/s.default.svc.d"], first);
+    assert_eq!(world.index.problems().count(), 0);
+}

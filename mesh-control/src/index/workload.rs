@@ -45,8 +45,12 @@ impl Index {
         match origin {
             Origin::Pod(name) => format!("{cluster}//Pod/{name}"),
             Origin::WorkloadEntry(name) => format!("{cluster}/networking.istio.io/WorkloadEntry/{name}"),
-            Origin::Inline(name, address) => format!("{cluster}/networking.istio.io/ServiceEntry/{name}/{address}"),
-            Origin::Slice(name, address) => format!("{cluster}/discovery.k8s.io/EndpointSlice/{name}/{address}"),
+            Origin::Inline(name, address) => {
+                format!("{cluster}/networking.istio.io/ServiceEntry/{name}/{address}")
+            }
+            Origin::Slice(name, address) => {
+                format!("{cluster}/discovery.k8s.io/EndpointSlice/{name}/{address}")
+            }
         }
     }
 
@@ -67,7 +71,8 @@ impl Index {
         if pod.spec.host_network {
             workload.network_mode = NetworkMode::HostNetwork.into();
         }
-        let extension = WorkloadExtension { pod_uid: pod.metadata.uid.clone(), ..WorkloadExtension::default() };
+        let extension =
+            WorkloadExtension { pod_uid: pod.metadata.uid.clone(), ..WorkloadExtension::default() };
         Some(Draft { workload, extension, members, state: own_state(pod) })
     }
 
@@ -134,7 +139,9 @@ fn named(name: &NsName, meta: &Meta, workload_name: String) -> api::Workload {
 /// The owner's name; a ReplicaSet's without the hash that its Deployment gave it.
 fn workload_name(pod: &Pod) -> String {
     let meta = &pod.metadata;
-    let Some(owner) = meta.owner_references.iter().find(|owner| owner.controller) else { return meta.name.clone() };
+    let Some(owner) = meta.owner_references.iter().find(|owner| owner.controller) else {
+        return meta.name.clone();
+    };
     let hash = meta.labels.get("pod-template-hash").filter(|_| owner.kind == "ReplicaSet");
     let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
     deployment.unwrap_or(&owner.name).to_owned()
@@ -151,12 +158,17 @@ fn with_spec(mut workload: api::Workload, spec: &WorkloadSpec) -> Option<api::Wo
 /// Writes identity and readiness: a workload that is ready nowhere is unhealthy, else the exceptions are listed.
 fn finish(draft: Draft, uid: String, cluster_id: &str) -> Resource {
     let Draft { mut workload, mut extension, members, state } = draft;
-    let ready = if members.is_empty() { state == State::Ready } else { members.values().any(|m| m.state == State::Ready) };
+    let ready = if members.is_empty() {
+        state == State::Ready
+    } else {
+        members.values().any(|m| m.state == State::Ready)
+    };
     let status = if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
     workload.uid = uid;
     workload.cluster_id = cluster_id.to_owned();
     workload.status = status.into();
-    let names_in = |state| members.iter().filter(move |(_, m)| m.state == state).map(|(name, _)| name.to_string());
+    let names_in =
+        |state| members.iter().filter(move |(_, m)| m.state == state).map(|(name, _)| name.to_string());
     extension.terminating_in = names_in(State::Terminating).collect();
     if ready {
         extension.unready_in = names_in(State::Unready).collect();

@@ -27,9 +27,7 @@ struct Good {
 pub(crate) fn parse_with(text: &str, cache: &mut Cache) -> Result<Parsed, Vec<Invalid>> {
     let (mut parsed, mut faults) = (Parsed::default(), Vec::new());
     let mut fresh = HashMap::new();
-    let mut document = 0;
-    for chunk in chunks(text) {
-        document += 1;
+    for (document, chunk) in (1..).zip(chunks(text)) {
         let hash = xxh3_128(chunk.text.as_bytes());
         let good = match cache.0.get(&hash) {
             Some(good) => Ok(good.clone()),
@@ -37,7 +35,9 @@ pub(crate) fn parse_with(text: &str, cache: &mut Cache) -> Result<Parsed, Vec<In
         };
         match good {
             Ok(good) => {
-                parsed.objects.extend(good.objects.iter().cloned().map(|object| Located { document, object }));
+                parsed
+                    .objects
+                    .extend(good.objects.iter().cloned().map(|object| Located { document, object }));
                 parsed.notes.extend(good.notes.iter().cloned().map(|note| Invalid { document, ..note }));
                 fresh.insert(hash, good);
             }
@@ -185,7 +185,8 @@ fn read_value(value: Value, prefix: String, good: &mut Good) -> Result<(), Vec<I
             Ok(())
         }
         Err(UnknownKind::Version(known)) => {
-            let reason = format!("{:?} is not supported for {}: use {known}", envelope.api_version, envelope.kind);
+            let reason =
+                format!("{:?} is not supported for {}: use {known}", envelope.api_version, envelope.kind);
             Err(vec![fault("apiVersion", reason)])
         }
         Err(UnknownKind::Ours) => {

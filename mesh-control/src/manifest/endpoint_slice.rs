@@ -119,11 +119,14 @@ impl EndpointSlice {
     pub(super) fn check(&mut self, checks: &mut Checks) {
         self.metadata.check(true, checks);
         if !self.metadata.labels.contains_key(SERVICE_LABEL) {
-            checks.note(format!("metadata.labels[{SERVICE_LABEL}]"), "is missing: the slice serves no service");
+            checks
+                .note(format!("metadata.labels[{SERVICE_LABEL}]"), "is missing: the slice serves no service");
         }
         match self.address_type {
             None => checks.refuse("addressType", "is missing; it is IPv4, IPv6 or FQDN"),
-            Some(AddressType::Fqdn) => checks.note("addressType", "FQDN endpoints are not resolved: they are left out"),
+            Some(AddressType::Fqdn) => {
+                checks.note("addressType", "FQDN endpoints are not resolved: they are left out")
+            }
             Some(AddressType::IPv4) => self.check_endpoints(IpFamily::V4, checks),
             Some(AddressType::IPv6) => self.check_endpoints(IpFamily::V6, checks),
         }
@@ -141,7 +144,10 @@ impl EndpointSlice {
         let mut pods = BTreeSet::new();
         for (i, endpoint) in self.endpoints.iter().enumerate() {
             if self.pod(endpoint).is_some_and(|pod| !pods.insert(pod)) {
-                checks.refuse(format!("endpoints[{i}].targetRef"), "names a pod that an earlier endpoint names");
+                checks.refuse(
+                    format!("endpoints[{i}].targetRef"),
+                    "names a pod that an earlier endpoint names",
+                );
             }
             let Some(address) = endpoint.addresses.first() else {
                 checks.refuse(format!("endpoints[{i}].addresses"), "is empty");
@@ -154,7 +160,11 @@ impl EndpointSlice {
                     checks.refuse(field(), format!("{ip} is not of the slice's addressType"));
                 }
                 Ok(ip) => {
-                    checks.require(is_usable(ip), field(), format!("{ip} cannot be the address of an endpoint"));
+                    checks.require(
+                        is_usable(ip),
+                        field(),
+                        format!("{ip} cannot be the address of an endpoint"),
+                    );
                 }
             }
         }

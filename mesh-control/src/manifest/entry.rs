@@ -50,7 +50,9 @@ impl WorkloadSpec {
     fn check(&self, at: &str, checks: &mut Checks) {
         let field = format!("{at}.address");
         match self.address.parse::<IpAddr>() {
-            Ok(ip) => checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a workload")),
+            Ok(ip) => {
+                checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a workload"))
+            }
             Err(_) if self.address.is_empty() => checks.refuse(field, "is missing"),
             Err(_) => checks.refuse(field, format!("{:?} is not an IP address", self.address)),
         }
@@ -84,7 +86,11 @@ impl WorkloadEntry {
         let cgroup = self.annotation("mesh.dev/cgroup");
         // A path that leaves the node's subtree would put another node's processes under this identity.
         let escapes = cgroup.split('/').any(|part| part == "..");
-        checks.require(!escapes, "metadata.annotations[mesh.dev/cgroup]", format!("{cgroup:?} must not contain \"..\""));
+        checks.require(
+            !escapes,
+            "metadata.annotations[mesh.dev/cgroup]",
+            format!("{cgroup:?} must not contain \"..\""),
+        );
     }
 }
 
@@ -173,7 +179,11 @@ impl ServiceEntry {
         match spec.resolution {
             Resolution::Static => {}
             Resolution::None => {
-                checks.require(spec.endpoints.is_empty(), "spec.endpoints", "must be empty with resolution NONE");
+                checks.require(
+                    spec.endpoints.is_empty(),
+                    "spec.endpoints",
+                    "must be empty with resolution NONE",
+                );
             }
             Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns => {
                 checks.refuse("spec.resolution", "DNS is not supported: use STATIC or NONE");
@@ -186,7 +196,10 @@ impl ServiceEntry {
         for (i, endpoint) in spec.endpoints.iter().enumerate() {
             endpoint.check(&format!("spec.endpoints[{i}]"), checks);
             if endpoint.ip().is_some_and(|ip| !seen.insert(ip)) {
-                checks.refuse(format!("spec.endpoints[{i}].address"), format!("{} is listed twice", endpoint.address));
+                checks.refuse(
+                    format!("spec.endpoints[{i}].address"),
+                    format!("{} is listed twice", endpoint.address),
+                );
             }
         }
     }
@@ -203,7 +216,9 @@ impl ServiceEntry {
         for (i, address) in self.spec.addresses.iter().enumerate() {
             let field = format!("spec.addresses[{i}]");
             match address.parse::<IpAddr>() {
-                Ok(ip) => checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a service")),
+                Ok(ip) => {
+                    checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a service"))
+                }
                 Err(_) if address.contains('/') => {
                     checks.refuse(field, format!("{address:?}: address ranges are not supported"));
                 }
@@ -218,9 +233,14 @@ impl ServiceEntry {
             let field = |name: &str| format!("spec.ports[{i}].{name}");
             checks.require(port.number != 0, field("number"), "is missing or 0; it must be from 1 to 65535");
             if !numbers.insert((port.number, port.transport())) {
-                checks.refuse(field("number"), format!("{}/{} is listed twice", port.number, port.transport()));
+                checks
+                    .refuse(field("number"), format!("{}/{} is listed twice", port.number, port.transport()));
             }
-            checks.require(is_label(&port.name), field("name"), format!("{:?} is not a DNS label", port.name));
+            checks.require(
+                is_label(&port.name),
+                field("name"),
+                format!("{:?} is not a DNS label", port.name),
+            );
             if !names.insert(port.name.as_str()) {
                 checks.refuse(field("name"), format!("{:?} is used twice", port.name));
             }

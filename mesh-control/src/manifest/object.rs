@@ -37,7 +37,8 @@ pub(crate) enum UnknownKind {
 
 impl Kind {
     pub(crate) fn of(api_version: &str, kind: &str) -> Result<Self, UnknownKind> {
-        const ISTIO: [&str; 3] = ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+        const ISTIO: [&str; 3] =
+            ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
         let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         let (found, versions): (Self, &'static [&'static str]) = match (group, kind) {
             ("", "Namespace") => (Self::Namespace, &["v1"]),
@@ -128,7 +129,12 @@ impl Object {
     }
 
     /// Reads and checks an object of `kind`; `prefix` is its place in a list.
-    pub(super) fn read(kind: Kind, value: Value, document: u32, prefix: String) -> Result<Read, Vec<Invalid>> {
+    pub(super) fn read(
+        kind: Kind,
+        value: Value,
+        document: u32,
+        prefix: String,
+    ) -> Result<Read, Vec<Invalid>> {
         let mut checks = Checks::new(document, prefix);
         let object = Self::typed(kind, value, &mut checks);
         let notes = checks.finish()?;

@@ -106,7 +106,8 @@ impl Pod {
 
     /// Number of the container port with this name.
     pub(crate) fn port(&self, name: &str, protocol: Protocol) -> Option<u16> {
-        let sidecars = self.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let sidecars =
+            self.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         let mut ports = self.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
         ports.find(|p| p.name == name && p.protocol == protocol).map(|p| p.container_port)
     }
@@ -122,7 +123,9 @@ impl Pod {
         self.metadata.check(true, checks);
         for (field, ip) in self.listed_ips() {
             match ip.parse::<IpAddr>() {
-                Ok(ip) => checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a pod")),
+                Ok(ip) => {
+                    checks.require(is_usable(ip), field, format!("{ip} cannot be the address of a pod"))
+                }
                 Err(_) => checks.refuse(field, format!("{ip:?} is not an IP address")),
             }
         }

@@ -56,8 +56,16 @@ impl TrafficPolicy {
         checks.require(!self.spec.target_refs.is_empty(), "spec.targetRefs", "is missing or empty");
         for (i, target) in self.spec.target_refs.iter().enumerate() {
             let field = |name: &str| format!("spec.targetRefs[{i}].{name}");
-            checks.require(target.group.is_empty(), field("group"), format!("{:?} is not \"\"", target.group));
-            checks.require(target.kind == "Service", field("kind"), format!("{:?} is not Service", target.kind));
+            checks.require(
+                target.group.is_empty(),
+                field("group"),
+                format!("{:?} is not \"\"", target.group),
+            );
+            checks.require(
+                target.kind == "Service",
+                field("kind"),
+                format!("{:?} is not Service", target.kind),
+            );
             checks.require(!target.name.is_empty(), field("name"), "is missing");
             if self.spec.target_refs[..i].iter().any(|earlier| earlier.name == target.name) {
                 checks.refuse(field("name"), format!("{:?} is targeted twice", target.name));

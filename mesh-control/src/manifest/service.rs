@@ -116,20 +116,17 @@ enum InternalTrafficPolicy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) enum TrafficDistribution {
-    PreferClose,
-    PreferSameZone,
-    PreferSameNode,
+    /// The older name of `PreferSameZone`.
+    #[serde(rename = "PreferSameZone", alias = "PreferClose")]
+    SameZone,
+    #[serde(rename = "PreferSameNode")]
+    SameNode,
 }
 
 impl Service {
     /// The virtual addresses; empty when headless.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.spec.listed_ips().filter_map(|ip| ip.parse().ok())
-    }
-
-    /// True when `clusterIP` is the word `None`.
-    pub(crate) fn is_headless(&self) -> bool {
-        self.spec.listed_ips().any(|ip| ip == "None")
     }
 
     /// Seconds that a client keeps its backend; 0 is no affinity.
@@ -168,7 +165,11 @@ impl Service {
     pub(super) fn check(&mut self, checks: &mut Checks) {
         self.metadata.check(true, checks);
         let name = &self.metadata.name;
-        checks.require(name.is_empty() || is_label(name), "metadata.name", format!("{name:?} is not a DNS label"));
+        checks.require(
+            name.is_empty() || is_label(name),
+            "metadata.name",
+            format!("{name:?} is not a DNS label"),
+        );
         if self.is_alias() {
             return;
         }
@@ -197,7 +198,11 @@ impl ServiceSpec {
 
     fn check_addresses(&self, checks: &mut Checks) {
         let field = |i: usize| {
-            if self.cluster_ips.is_empty() { "spec.clusterIP".to_owned() } else { format!("spec.clusterIPs[{i}]") }
+            if self.cluster_ips.is_empty() {
+                "spec.clusterIP".to_owned()
+            } else {
+                format!("spec.clusterIPs[{i}]")
+            }
         };
         let mut families = Vec::new();
         for (i, ip) in self.listed_ips().enumerate() {
@@ -210,7 +215,8 @@ impl ServiceSpec {
         }
         match (&self.cluster_ip, self.cluster_ips.first()) {
             (Some(one), Some(first)) if !one.is_empty() && one != first => {
-                checks.refuse("spec.clusterIPs[0]", format!("{first:?} differs from spec.clusterIP, {one:?}"));
+                checks
+                    .refuse("spec.clusterIPs[0]", format!("{first:?} differs from spec.clusterIP, {one:?}"));
             }
             (Some(_) | None, Some(_) | None) => {}
         }
@@ -224,7 +230,10 @@ impl ServiceSpec {
             checks.refuse("spec.ipFamilies", "does not match the families of spec.clusterIPs");
         }
         if self.listed_ips().next().is_none() {
-            checks.note("spec.clusterIP", "is missing: the service has no address, since none is allocated for manifests");
+            checks.note(
+                "spec.clusterIP",
+                "is missing: the service has no address, since none is allocated for manifests",
+            );
         }
     }
 
@@ -237,7 +246,11 @@ impl ServiceSpec {
                 checks.refuse(field("port"), format!("{}/{} is listed twice", port.port, port.protocol));
             }
             if !port.name.is_empty() {
-                checks.require(is_label(&port.name), field("name"), format!("{:?} is not a DNS label", port.name));
+                checks.require(
+                    is_label(&port.name),
+                    field("name"),
+                    format!("{:?} is not a DNS label", port.name),
+                );
             } else if self.ports.len() > 1 {
                 checks.refuse(field("name"), "is missing: with several ports each needs a name");
             }

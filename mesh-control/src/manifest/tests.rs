@@ -34,22 +34,29 @@ fn nothing_is_in_an_empty_file() {
 
 #[test]
 fn json_documents_follow_each_other_and_lists_are_unpacked() {
-    let namespace = |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Namespace","metadata":{{"name":"{name}"}}}}"#);
+    let namespace =
+        |name: &str| format!(r#"{{"apiVersion":"v1","kind":"Namespace","metadata":{{"name":"{name}"}}}}"#);
     let text = format!("{}\n{}", namespace("a"), namespace("b"));
     assert_eq!(parse(&text).unwrap().len(), 2);
-    let list = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{},{}]}}"#, namespace("a"), namespace("b"));
+    let list =
+        format!(r#"{{"apiVersion":"v1","kind":"List","items":[{},{}]}}"#, namespace("a"), namespace("b"));
     assert_eq!(parse(&list).unwrap().len(), 2);
 }
 
 #[test]
 fn a_fault_in_a_list_names_its_item() {
-    let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: A_B}}\n";
+    let text =
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: A_B}}\n";
     assert_eq!(fault(text).0, "items[0].metadata.name");
 }
 
 #[test]
 fn a_fault_names_document_field_and_reason() {
-    let text = format!("{}---\n{}", service("{clusterIP: 10.0.0.1, ports: [{port: 80}]}"), service("{ports: [{port: 70000}]}"));
+    let text = format!(
+        "{}---\n{}",
+        service("{clusterIP: 10.0.0.1, ports: [{port: 80}]}"),
+        service("{ports: [{port: 70000}]}")
+    );
     let (document, field, reason) = faults(&text).remove(0);
     assert_eq!((document, field.as_str()), (2, "spec.ports[0].port"));
     assert!(reason.contains("70000"), "{reason}");
@@ -57,9 +64,16 @@ fn a_fault_names_document_field_and_reason() {
 
 #[test]
 fn every_fault_of_a_file_is_told() {
-    let text = service("{clusterIP: ten, ports: [{port: 0, name: a}, {port: 80, name: a}, {port: 80, name: A}]}");
+    let text =
+        service("{clusterIP: ten, ports: [{port: 0, name: a}, {port: 80, name: a}, {port: 80, name: A}]}");
     let fields: Vec<_> = faults(&text).into_iter().map(|f| f.1).collect();
-    let expected = ["spec.clusterIP", "spec.ports[0].port", "spec.ports[1].name", "spec.ports[2].port", "spec.ports[2].name"];
+    let expected = [
+        "spec.clusterIP",
+        "spec.ports[0].port",
+        "spec.ports[1].name",
+        "spec.ports[2].port",
+        "spec.ports[2].name",
+    ];
     assert_eq!(fields, expected);
 }
 
@@ -92,14 +106,17 @@ fn a_target_port_is_a_number_or_a_name() {
 
 #[test]
 fn affinity_has_a_default_and_bounds() {
-    let seconds = |spec: &str| match &parse(&service(spec)).unwrap().objects[0].object {
-        Object::Service(service) => service.affinity_seconds(),
-        other => panic!("{other:?}"),
+    let seconds = |spec: &str| {
+        let parsed = parse(&service(spec)).unwrap();
+        let Object::Service(service) = &parsed.objects[0].object else { panic!("{parsed:?}") };
+        service.affinity_seconds()
     };
     assert_eq!(seconds("{clusterIP: None}"), 0);
     assert_eq!(seconds("{clusterIP: None, sessionAffinity: ClientIP}"), 10_800);
     let config = |n: u32| {
-        format!("{{clusterIP: None, sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {n}}}}}}}")
+        format!(
+            "{{clusterIP: None, sessionAffinity: ClientIP, sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {n}}}}}}}"
+        )
     };
     assert_eq!(seconds(&config(7)), 7);
     assert_eq!(fault(&service(&config(0))).0, "spec.sessionAffinityConfig.clientIP.timeoutSeconds");
@@ -121,7 +138,10 @@ fn broken_yaml_is_placed_by_its_line_in_the_file() {
 
 #[test]
 fn foreign_kinds_are_skipped_with_a_note() {
-    let text = format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: x}}\n---\n{}", service("{clusterIP: None}"));
+    let text = format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: x}}\n---\n{}",
+        service("{clusterIP: None}")
+    );
     let parsed = parse(&text).unwrap();
     assert_eq!(parsed.len(), 1);
     assert_eq!((parsed.notes[0].document, parsed.notes[0].field.as_str()), (1, "kind"));
@@ -145,7 +165,9 @@ fn an_object_twice_in_a_file_is_refused() {
 
 #[test]
 fn policies_refuse_unknown_fields() {
-    let policy = |spec: &str| format!("apiVersion: mesh.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}\n");
+    let policy = |spec: &str| {
+        format!("apiVersion: mesh.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}\n")
+    };
     let target = "targetRefs: [{group: '', kind: Service, name: web}]";
     assert!(parse(&policy(&format!("{{{target}, balancer: {{algorithm: Maglev}}}}"))).is_ok());
     let (field, reason) = fault(&policy(&format!("{{{target}, balancer: {{algorithm: Random}}}}")));
@@ -158,10 +180,15 @@ fn policies_refuse_unknown_fields() {
 #[test]
 fn slices_are_checked_against_their_family() {
     let slice = |rest: &str| {
-        format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: web}}}}\n{rest}\n")
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: web}}}}\n{rest}\n"
+        )
     };
     assert!(parse(&slice("addressType: IPv6\nendpoints: [{addresses: ['fd00::1']}]")).is_ok());
-    assert_eq!(fault(&slice("addressType: IPv6\nendpoints: [{addresses: [10.0.0.1]}]")).0, "endpoints[0].addresses[0]");
+    assert_eq!(
+        fault(&slice("addressType: IPv6\nendpoints: [{addresses: [10.0.0.1]}]")).0,
+        "endpoints[0].addresses[0]"
+    );
     assert_eq!(fault(&slice("addressType: IPv4\nendpoints: [{}]")).0, "endpoints[0].addresses");
     assert_eq!(fault(&slice("endpoints: []")).0, "addressType");
 }
@@ -169,7 +196,9 @@ fn slices_are_checked_against_their_family() {
 #[test]
 fn workload_entries_are_addresses_that_stay_in_their_subtree() {
     let entry = |annotation: &str, address: &str| {
-        format!("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w, annotations: {{mesh.dev/cgroup: {annotation}}}}}\nspec: {{address: '{address}'}}\n")
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w, annotations: {{mesh.dev/cgroup: {annotation}}}}}\nspec: {{address: '{address}'}}\n"
+        )
     };
     assert!(parse(&entry("/system.slice/a.service", "10.0.0.1")).is_ok());
     assert_eq!(fault(&entry("a", "vm.example.com")).0, "spec.address");
@@ -178,11 +207,20 @@ fn workload_entries_are_addresses_that_stay_in_their_subtree() {
 
 #[test]
 fn service_entries_need_what_they_resolve_to() {
-    let entry = |spec: &str| format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e}}\nspec: {spec}\n");
+    let entry = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e}}\nspec: {spec}\n"
+        )
+    };
     let base = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}]";
-    assert!(parse(&entry(&format!("{{{base}, resolution: STATIC, endpoints: [{{address: 10.0.0.1}}]}}"))).is_ok());
+    assert!(
+        parse(&entry(&format!("{{{base}, resolution: STATIC, endpoints: [{{address: 10.0.0.1}}]}}"))).is_ok()
+    );
     assert_eq!(fault(&entry(&format!("{{{base}, resolution: DNS}}"))).0, "spec.resolution");
-    assert_eq!(fault(&entry(&format!("{{{base}, resolution: NONE, endpoints: [{{address: 10.0.0.1}}]}}"))).0, "spec.endpoints");
+    assert_eq!(
+        fault(&entry(&format!("{{{base}, resolution: NONE, endpoints: [{{address: 10.0.0.1}}]}}"))).0,
+        "spec.endpoints"
+    );
     assert_eq!(fault(&entry(&format!("{{{base}, addresses: [10.0.0.0/8]}}"))).0, "spec.addresses[0]");
     let twice = "resolution: STATIC, endpoints: [{address: 10.0.0.1}, {address: 10.0.0.1}]";
     assert_eq!(fault(&entry(&format!("{{{base}, {twice}}}"))).0, "spec.endpoints[1].address");
@@ -192,11 +230,14 @@ fn service_entries_need_what_they_resolve_to() {
 fn unchanged_documents_are_not_parsed_again() {
     let mut cache = Cache::default();
     let text = |port: u16| {
-        format!("{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: a}}\n", service(&format!("{{clusterIP: None, ports: [{{port: {port}}}]}}")))
+        format!(
+            "{}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: a}}\n",
+            service(&format!("{{clusterIP: None, ports: [{{port: {port}}}]}}"))
+        )
     };
-    let meta = |parsed: &Parsed| match &parsed.objects[1].object {
-        Object::Name(_, meta) => std::sync::Arc::clone(meta),
-        other => panic!("{other:?}"),
+    let meta = |parsed: &Parsed| {
+        let Object::Name(_, meta) = &parsed.objects[1].object else { panic!("{parsed:?}") };
+        std::sync::Arc::clone(meta)
     };
     let before = parse_with(&text(80), &mut cache).unwrap();
     let after = parse_with(&text(81), &mut cache).unwrap();

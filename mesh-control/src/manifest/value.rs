@@ -8,7 +8,9 @@ use serde::{Deserialize, Deserializer, de};
 pub(crate) type Labels = BTreeMap<String, String>;
 
 /// `null` reads as absent, as it does in Kubernetes.
-pub(super) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    d: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 

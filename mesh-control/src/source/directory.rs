@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use super::{Batch, Reading, is_hidden, is_manifest, pending::Pending};
@@ -14,6 +15,9 @@ use super::{Batch, Reading, is_hidden, is_manifest, pending::Pending};
 const MAX_BYTES: u64 = 256 << 20;
 /// Depth of directories; a link that leads back into its own tree ends here.
 const MAX_DEPTH: usize = 16;
+
+/// A file that nobody tells of may be in the middle of being written until it has rested for so long.
+const UNWATCHED: Duration = Duration::from_secs(3);
 
 /// Tells one content of a file from another without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,15 @@ impl From<&fs::Metadata> for Stamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+}
+
+impl Stamp {
+    /// Time since the last change; a file of the future counts as old.
+    fn age(&self) -> Duration {
+        let seconds = u64::try_from(self.changed.0).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        SystemTime::now().duration_since(changed).unwrap_or(Duration::MAX)
     }
 }
 
@@ -75,10 +88,14 @@ impl Directory {
         if pending.all {
             let root = self.root.clone();
             watch.forget(&root);
-            self.compare(&root, watch, &mut batch);
+            self.compare(&root, Duration::ZERO, watch, &mut batch);
+        }
+        if pending.due {
+            let root = self.root.clone();
+            self.compare(&root, UNWATCHED, watch, &mut batch);
         }
         for tree in &pending.trees {
-            self.compare(tree, watch, &mut batch);
+            self.compare(tree, Duration::ZERO, watch, &mut batch);
         }
         for path in &pending.files {
             self.read_file(path.as_path().into(), &mut batch);
@@ -93,12 +110,24 @@ impl Directory {
         batch.into_iter().collect()
     }
 
-    /// Reads whatever at or below `tree` is not as it was.
-    fn compare(&mut self, tree: &Path, watch: &mut impl Watch, batch: &mut BTreeMap<Arc<Path>, Reading>) {
+    /// Reads whatever at or below `tree` is not as it was, and has been so for `settled`.
+    fn compare(
+        &mut self,
+        tree: &Path,
+        settled: Duration,
+        watch: &mut impl Watch,
+        batch: &mut BTreeMap<Arc<Path>, Reading>,
+    ) {
         let mut found = Found::default();
         found.walk(tree, tree == self.root, MAX_DEPTH, watch);
         let below = |path: &&Arc<Path>| path.starts_with(tree);
-        let missing: Vec<_> = self.known.keys().filter(below).filter(|path| !found.files.contains_key(*path)).cloned().collect();
+        let missing: Vec<_> = self
+            .known
+            .keys()
+            .filter(below)
+            .filter(|path| !found.files.contains_key(*path))
+            .cloned()
+            .collect();
         for path in missing {
             if !found.failed.iter().any(|(dir, _)| path.starts_with(dir)) {
                 self.known.remove(&path);
@@ -118,7 +147,7 @@ impl Directory {
             batch.insert(dir, Reading::Unreadable(reason));
         }
         for (path, stamp) in found.files {
-            if self.known.get(&path) != Some(&stamp) {
+            if self.known.get(&path) != Some(&stamp) && stamp.age() >= settled {
                 self.read_file(path, batch);
             }
         }
@@ -135,7 +164,9 @@ impl Directory {
                 } else {
                     match fs::read(&path).map(String::from_utf8) {
                         Ok(Ok(text)) => Reading::Text(text),
-                        Ok(Err(error)) => Reading::Unreadable(format!("is not text in UTF-8: {}", error.utf8_error())),
+                        Ok(Err(error)) => {
+                            Reading::Unreadable(format!("is not text in UTF-8: {}", error.utf8_error()))
+                        }
                         Err(error) => self.unreadable(&path, &error),
                     }
                 }
@@ -177,7 +208,12 @@ impl Found {
         let watched = watch.watch(dir);
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
-            Err(error) if !is_root && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return,
+            Err(error)
+                if !is_root
+                    && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                return;
+            }
             Err(error) => {
                 let reason = format!("the directory cannot be read: {error}; what it held stays in force");
                 self.failed.push((dir.into(), reason));

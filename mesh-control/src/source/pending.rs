@@ -15,6 +15,8 @@ use super::{is_hidden, is_manifest};
 pub(super) struct Pending {
     /// Watches may be lost or point elsewhere: everything is watched and compared anew.
     pub(super) all: bool,
+    /// Nothing happened; the whole tree is compared for what events cannot tell.
+    pub(super) due: bool,
     /// Directories whose files are to be compared with what is known.
     pub(super) trees: BTreeSet<PathBuf>,
     /// Directories that left their place: their watches are void.
@@ -50,7 +52,9 @@ impl Pending {
             self.trees.insert(path);
         } else if !is_manifest(&path) {
             // A link to a directory comes and goes like a file.
-            if mask.intersects(EventMask::CREATE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO) {
+            if mask.intersects(
+                EventMask::CREATE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO,
+            ) {
                 self.trees.insert(path);
             }
         } else if mask.contains(EventMask::CREATE) {
@@ -79,21 +83,27 @@ mod tests {
 
     #[test]
     fn editors_and_their_files_cost_nothing() {
-        assert!(note(&[(EventMask::CLOSE_WRITE, ".a.yaml.swp"), (EventMask::CLOSE_WRITE, "a.yaml~")]).is_empty());
+        assert!(
+            note(&[(EventMask::CLOSE_WRITE, ".a.yaml.swp"), (EventMask::CLOSE_WRITE, "a.yaml~")]).is_empty()
+        );
         let pending = note(&[(EventMask::MOVED_FROM, "tmp-x.txt"), (EventMask::MOVED_TO, "a.yaml")]);
         assert_eq!(pending.files, [PathBuf::from("/m/a.yaml")].into());
     }
 
     #[test]
     fn a_new_config_map_is_read_as_a_whole() {
-        let pending = note(&[(EventMask::CREATE | EventMask::ISDIR, "..2026"), (EventMask::MOVED_TO, "..data")]);
+        let pending =
+            note(&[(EventMask::CREATE | EventMask::ISDIR, "..2026"), (EventMask::MOVED_TO, "..data")]);
         assert_eq!(pending.trees, [PathBuf::from("/m")].into());
         assert!(!pending.all);
     }
 
     #[test]
     fn directories_come_and_go() {
-        let pending = note(&[(EventMask::MOVED_FROM | EventMask::ISDIR, "a"), (EventMask::CREATE | EventMask::ISDIR, "b")]);
+        let pending = note(&[
+            (EventMask::MOVED_FROM | EventMask::ISDIR, "a"),
+            (EventMask::CREATE | EventMask::ISDIR, "b"),
+        ]);
         assert_eq!(pending.trees, [PathBuf::from("/m/a"), PathBuf::from("/m/b")].into());
         assert_eq!(pending.left, [PathBuf::from("/m/a")].into());
     }

@@ -8,11 +8,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use inotify::{Inotify, WatchDescriptor, WatchMask, Watches};
-use tokio::{
-    io::unix::AsyncFd,
-    time::{Instant, sleep_until, timeout_at},
-};
+use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_stream::StreamExt as _;
 
 use super::{
     Batch,
@@ -26,12 +24,14 @@ const QUIET: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(40);
 /// Finds what events cannot tell: changes behind links that leave the tree, and on network file systems.
 const COMPARE: Duration = Duration::from_secs(30);
+/// Bytes of events read at once; one takes 16 and a name.
+const BUFFER: usize = 16 << 10;
 /// A root that is gone is looked for.
 const SEARCH: Duration = Duration::from_secs(1);
 
 /// A watched directory of manifests.
 pub(crate) struct Source {
-    events: AsyncFd<Inotify>,
+    events: EventStream<Vec<u8>>,
     tree: Option<Tree>,
     compare_at: Instant,
 }
@@ -54,7 +54,7 @@ impl Source {
         let inotify = Inotify::init().context("inotify, which tells of changed manifests")?;
         let watched = Watched { watches: inotify.watches(), paths: HashMap::new() };
         let tree = Tree { directory: Directory::new(root.to_owned()), watched };
-        let events = AsyncFd::new(inotify).context("waiting for changed manifests")?;
+        let events = inotify.into_event_stream(vec![0; BUFFER]).context("waiting for changed manifests")?;
         let mut source = Self { events, tree: Some(tree), compare_at: Instant::now() };
         let batch = source.read(Pending { all: true, ..Pending::default() }).await?;
         if source.tree()?.directory.is_lost() {
@@ -70,14 +70,14 @@ impl Source {
             () = sleep_until(self.compare_at) => {
                 let tree = self.tree()?;
                 pending.all = tree.directory.is_lost();
-                pending.trees.insert(tree.directory.root().to_owned());
+                pending.due = true;
             }
-            events = self.events(&mut pending) => events?,
+            event = self.event(&mut pending) => event?,
         }
         let last = Instant::now() + PATIENCE;
         while !pending.is_empty() {
             let quiet = (Instant::now() + QUIET).min(last);
-            match timeout_at(quiet, self.events(&mut pending)).await {
+            match timeout_at(quiet, self.event(&mut pending)).await {
                 Ok(more) => more?,
                 Err(_elapsed) => break,
             }
@@ -85,31 +85,22 @@ impl Source {
         self.read(pending).await
     }
 
-    /// Waits for events and takes them in.
-    async fn events(&mut self, pending: &mut Pending) -> anyhow::Result<()> {
-        let Self { events, tree, .. } = self;
-        let tree = tree.as_ref().context("the reader of manifests ended early")?;
-        let mut guard = events.readable_mut().await?;
-        let mut buffer = [0; 16 << 10];
-        match guard.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(Iterator::collect::<Vec<_>>)) {
-            Ok(found) => {
-                for event in found? {
-                    // An unknown descriptor was forgotten while its events were under way; overflow has none.
-                    let nowhere = PathBuf::new();
-                    let dir = tree.watched.paths.get(&event.wd).unwrap_or(&nowhere);
-                    if *dir != nowhere || event.mask.contains(inotify::EventMask::Q_OVERFLOW) {
-                        pending.note(dir, event.mask, event.name);
-                    }
-                }
-                Ok(())
-            }
-            Err(_would_block) => Ok(()),
+    /// Waits for an event and takes it in.
+    async fn event(&mut self, pending: &mut Pending) -> anyhow::Result<()> {
+        let event = self.events.next().await.context("the kernel tells of no more changes")??;
+        let tree = self.tree()?;
+        if event.mask.contains(EventMask::Q_OVERFLOW) {
+            pending.note(tree.directory.root(), event.mask, None);
+        } else if let Some(dir) = tree.watched.paths.get(&event.wd) {
+            pending.note(dir, event.mask, event.name.as_deref());
         }
+        // Else the watch was given up while its events were under way.
+        Ok(())
     }
 
     async fn read(&mut self, pending: Pending) -> anyhow::Result<Batch> {
         let mut tree = self.tree.take().context("the reader of manifests ended early")?;
-        let compared = pending.all || pending.trees.contains(tree.directory.root());
+        let compared = pending.all || pending.due;
         let read = move || {
             let batch = tree.directory.read(&pending, &mut tree.watched);
             (tree, batch)
@@ -150,7 +141,8 @@ impl Watch for Watched {
     }
 
     fn forget(&mut self, dir: &Path) {
-        let gone: Vec<_> = self.paths.iter().filter(|(_, path)| path.starts_with(dir)).map(|(wd, _)| wd.clone()).collect();
+        let gone: Vec<_> =
+            self.paths.iter().filter(|(_, path)| path.starts_with(dir)).map(|(wd, _)| wd.clone()).collect();
         for descriptor in gone {
             self.paths.remove(&descriptor);
             // The kernel has removed the watch itself when the directory is deleted.

@@ -69,7 +69,8 @@ impl Agents {
     pub(crate) fn summary(&self, contents: &Contents) -> (usize, u64) {
         let connected = self.lock();
         let agents = connected.agents.values().filter(|agent| !agent.node.is_empty());
-        let lags: Vec<_> = agents.map(|agent| contents.revision().saturating_sub(agent.acknowledged)).collect();
+        let lags: Vec<_> =
+            agents.map(|agent| contents.revision().saturating_sub(agent.acknowledged)).collect();
         (lags.len(), lags.into_iter().max().unwrap_or(0))
     }
 

@@ -100,7 +100,11 @@ impl Client {
         }
     }
 
-    async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>, send: &Send) -> Result<(), Status> {
+    async fn serve(
+        &mut self,
+        requests: &mut Streaming<DeltaDiscoveryRequest>,
+        send: &Send,
+    ) -> Result<(), Status> {
         let mut revisions = self.shared.catalog.subscribe();
         let mut stop = self.shared.stop.clone();
         loop {
@@ -130,9 +134,9 @@ impl Client {
 
     /// The session that has something to say.
     fn due(&self, revision: u64) -> Option<usize> {
-        self.sessions.iter().position(|(kind, session)| {
-            session.is_due(if kind == ADDRESS_TYPE { revision } else { 0 })
-        })
+        self.sessions
+            .iter()
+            .position(|(kind, session)| session.is_due(if kind == ADDRESS_TYPE { revision } else { 0 }))
     }
 
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
@@ -146,7 +150,9 @@ impl Client {
                 self.sessions.push((request.type_url.clone(), Session::default()));
                 self.sessions.len() - 1
             }
-            None => return Err(Status::resource_exhausted(format!("more than {MAX_TYPES} types on one stream"))),
+            None => {
+                return Err(Status::resource_exhausted(format!("more than {MAX_TYPES} types on one stream")));
+            }
         };
         let refusal = request.error_detail.map(|error| bounded(&error.message));
         let message = session::Request {
@@ -157,7 +163,8 @@ impl Client {
             refusal: refusal.clone(),
         };
         let session = &mut self.sessions[at].1;
-        let answer = session.request(message).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let answer =
+            session.request(message).map_err(|error| Status::resource_exhausted(error.to_string()))?;
         match answer {
             Answer::Refused => {
                 let reason = refusal.unwrap_or_default();
@@ -180,7 +187,11 @@ impl Client {
         let named = match named.and_then(|value| value.kind.as_ref()) {
             Some(Kind::StringValue(name)) => name,
             Some(
-                Kind::NullValue(_) | Kind::NumberValue(_) | Kind::BoolValue(_) | Kind::StructValue(_) | Kind::ListValue(_),
+                Kind::NullValue(_)
+                | Kind::NumberValue(_)
+                | Kind::BoolValue(_)
+                | Kind::StructValue(_)
+                | Kind::ListValue(_),
             )
             | None => &node.id,
         };
@@ -199,7 +210,9 @@ impl Client {
         let next = session.next(&catalog.read());
         match next {
             Next::Idle | Next::Again => Ok(None),
-            Next::TooFarBehind => Err(Status::unavailable("too far behind: reconnect with initial_resource_versions")),
+            Next::TooFarBehind => {
+                Err(Status::unavailable("too far behind: reconnect with initial_resource_versions"))
+            }
             Next::Send(response) => {
                 let metrics = &self.shared.metrics;
                 metrics.responses.inc();
@@ -230,7 +243,10 @@ fn on_wire(served: &Served) -> Resource {
     let resource = &served.resource;
     Resource {
         version: served.version(),
-        resource: Some(prost_types::Any { type_url: ADDRESS_TYPE.to_owned(), value: resource.bytes.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: ADDRESS_TYPE.to_owned(),
+            value: resource.bytes.to_vec(),
+        }),
         name: resource.name.to_string(),
         aliases: Vec::new(),
     }

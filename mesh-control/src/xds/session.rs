@@ -144,9 +144,11 @@ impl Session {
 
     fn answer(&mut self, request: &Request) -> Answer {
         let nonce = request.nonce.parse::<u64>().ok();
-        let Some(at) = self.in_flight.iter().position(|sent| Some(sent.nonce) == nonce) else { return Answer::None };
+        let Some(at) = self.in_flight.iter().position(|sent| Some(sent.nonce) == nonce) else {
+            return Answer::None;
+        };
         // Responses are answered in order, so those before it are answered, too.
-        let Some(sent) = self.in_flight.drain(..=at).last() else { return Answer::None };
+        let Some(sent) = self.in_flight.drain(..=at).next_back() else { return Answer::None };
         if request.refusal.is_some() {
             if self.refusals.len() >= MAX_REFUSALS {
                 self.refusals.remove(0);
@@ -160,7 +162,8 @@ impl Session {
 
     /// True when [`Session::next`] may have something, given the catalog's revision.
     pub(super) fn is_due(&self, revision: Revision) -> bool {
-        let behind = !self.answered || self.cursor < revision || !self.asked.is_empty() || !self.orphans.is_empty();
+        let behind =
+            !self.answered || self.cursor < revision || !self.asked.is_empty() || !self.orphans.is_empty();
         self.subscribed && self.in_flight.len() < MAX_IN_FLIGHT && behind
     }
 
@@ -187,7 +190,9 @@ impl Session {
         let mut bytes = 0;
         self.take_orphans(contents, &mut response);
         self.take_asked(contents, &mut response, &mut bytes);
-        let Some(ended) = self.take_changes(contents, &mut response, &mut bytes) else { return Next::TooFarBehind };
+        let Some(ended) = self.take_changes(contents, &mut response, &mut bytes) else {
+            return Next::TooFarBehind;
+        };
         if response.items() == 0 && (!ended || self.answered) {
             return if ended { Next::Idle } else { Next::Again };
         }
@@ -234,6 +239,8 @@ impl Session {
             && let Some(name) = self.asked.pop_first()
         {
             match contents.get(&name) {
+                // It stands in the log before us and comes from there, or it is the very content that the client has.
+                _ if contents.place(&name) > Some(self.cursor) => {}
                 Some(served) if self.holds(served) => {}
                 Some(served) => {
                     *bytes += served.resource.bytes.len();
@@ -245,7 +252,12 @@ impl Session {
     }
 
     /// Moves on in the log; `Some(true)` at its end, `None` when it has a gap.
-    fn take_changes(&mut self, contents: &Contents, response: &mut Response, bytes: &mut usize) -> Option<bool> {
+    fn take_changes(
+        &mut self,
+        contents: &Contents,
+        response: &mut Response,
+        bytes: &mut usize,
+    ) -> Option<bool> {
         let mut ended = true;
         let from = self.cursor;
         for (scanned, (revision, logged)) in contents.after(from)?.enumerate() {

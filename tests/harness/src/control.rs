@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::cgroup::Cgroup;
 use crate::process::{Process, Surroundings};
 use crate::site::Site;
 use crate::{binaries, http, wait};
@@ -34,7 +33,6 @@ impl Default for ControlOptions {
 pub struct Control {
     site: Rc<Site>,
     process: Process,
-    _cgroup: Cgroup,
 }
 
 impl Control {
@@ -44,15 +42,14 @@ impl Control {
         command.arg("--xds-address").arg(format!("0.0.0.0:{}", options.xds_port));
         command.args(["--management-address", "127.0.0.1:15016", "--metrics-address", "127.0.0.1:15014"]);
         command.args(&options.arguments);
-        let mut cgroup = Cgroup::create(site.cgroup().join("mesh-control.service"))?;
-        if site.kept() {
-            cgroup.persist();
-        }
+        // The next control plane gets the same one, so it goes with the site.
+        let cgroup = site.cgroup().join("mesh-control.service");
+        std::fs::create_dir_all(&cgroup)?;
         let log = site.dir().join("mesh-control.log");
         let persistent = site.kept();
-        let at = Surroundings { netns: site.fabric(), cgroup: cgroup.path(), log: &log, persistent };
+        let at = Surroundings { netns: site.fabric(), cgroup: &cgroup, log: &log, persistent };
         let process = Process::start("mesh-control", command, at, false)?;
-        let mut control = Self { site, process, _cgroup: cgroup };
+        let mut control = Self { site, process };
         control.wait_until_ready(options.xds_port)?;
         Ok(control)
     }

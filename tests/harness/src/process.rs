@@ -167,3 +167,18 @@ pub fn usage_of(pid: u32) -> anyhow::Result<Usage> {
     let ticks = field(14)? + field(15)?;
     Ok(Usage { cpu_s: ticks as f64 / 100.0, rss_bytes: field(24)? * 4096 })
 }
+
+/// Bytes that the kernel accounts to the eBPF maps which process `pid` holds open, each map once.
+pub fn map_bytes_of(pid: u32) -> anyhow::Result<u64> {
+    let mut maps = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
+        // Closed meanwhile.
+        let Ok(info) = fs::read_to_string(entry.path()) else { continue };
+        let field =
+            |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    Ok(maps.values().sum())
+}

@@ -51,7 +51,8 @@ impl Drop for Cgroup {
 }
 
 fn move_to(cgroup: &Path) -> Result<()> {
-    std::fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("cannot enter {}", cgroup.display()))
+    std::fs::write(cgroup.join("cgroup.procs"), "0")
+        .with_context(|| format!("cannot enter {}", cgroup.display()))
 }
 
 /// The kernel lets go of a cgroup's last process a moment after it has left.
@@ -70,7 +71,8 @@ fn remove(cgroup: &Path) -> Result<()> {
 
 /// Where cgroup v2 is mounted.
 fn root() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mounts =
+        std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     // … mount point is the fifth field; the type follows a lone hyphen.
     let mut cgroup2 = mounts.lines().filter(|line| line.contains(" - cgroup2 "));
     let point = cgroup2.find_map(|line| line.split(' ').nth(4));
@@ -80,6 +82,7 @@ fn root() -> Result<PathBuf> {
 /// The cgroup that this process is in.
 fn own(root: &Path) -> Result<PathBuf> {
     let all = std::fs::read_to_string("/proc/self/cgroup").context("cannot read /proc/self/cgroup")?;
-    let path = all.lines().find_map(|line| line.strip_prefix("0::/")).context("this process has no cgroup v2")?;
+    let path =
+        all.lines().find_map(|line| line.strip_prefix("0::/")).context("this process has no cgroup v2")?;
     Ok(root.join(path))
 }

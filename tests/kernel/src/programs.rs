@@ -11,8 +11,8 @@ use aya::programs::{CgroupAttachMode, Program};
 use aya::{Ebpf, EbpfLoader, Pod};
 use mesh_agent::datapath::object::{self, PROGRAMS};
 use mesh_common::abi::{
-    Affinity, AffinityKey, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load, Page, Pointer, ServiceKey,
-    SourceKey, WorkloadIdentity, map,
+    Affinity, AffinityKey, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load, Page, Pointer,
+    ServiceKey, SourceKey, WorkloadIdentity, map,
 };
 
 /// Entries of the maps that a test fills; small, since many sandboxes are made.
@@ -30,8 +30,10 @@ const SIZES: [(&str, u32); 10] = [
 ];
 
 /// Loads every program of the object that the agent embeds.
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows dozens of kinds, the mesh uses three")]
 pub fn load() -> Result<Ebpf> {
-    let object = object::bytes().context("the kernel programs are not built; run `cargo xtask build-ebpf`")?;
+    let object =
+        object::bytes().context("the kernel programs are not built; run `cargo xtask build-ebpf`")?;
     let mut loader = EbpfLoader::new();
     for (name, entries) in SIZES {
         loader.map_max_entries(name, entries);
@@ -66,6 +68,7 @@ pub fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<FdLink>> {
     Ok(links)
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows dozens of kinds, the mesh uses three")]
 fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink> {
     // Links share a cgroup with others in any mode; `AllowMultiple` is a flag of the older interface, and refused.
     let mode = CgroupAttachMode::Single;
@@ -97,12 +100,17 @@ pub fn clear(ebpf: &mut Ebpf) -> Result<()> {
     clear_array(ebpf, map::BACKENDS, Backend::default())?;
     clear_array(ebpf, map::LOADS, Load::default())?;
     clear_array(ebpf, map::ROTATION, 0u64)?;
-    let mut counters: PerCpuHashMap<_, CounterKey, Counters> = PerCpuHashMap::try_from(named(ebpf, map::COUNTERS)?)?;
+    let mut counters: PerCpuHashMap<_, CounterKey, Counters> =
+        PerCpuHashMap::try_from(named(ebpf, map::COUNTERS)?)?;
     let keys: Vec<CounterKey> = counters.keys().collect::<Result<_, _>>()?;
     keys.iter().try_for_each(|key| counters.remove(key))?;
     let mut reasons: PerCpuArray<_, u64> = PerCpuArray::try_from(named(ebpf, map::REASONS)?)?;
     for index in 0..reasons.len() {
-        reasons.set(index, PerCpuValues::try_from(vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?])?, 0)?;
+        reasons.set(
+            index,
+            PerCpuValues::try_from(vec![0; aya::util::nr_cpus().map_err(|(_, error)| error)?])?,
+            0,
+        )?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub fn run(filter: &str) -> ExitCode {
             passed += 1;
         }
         Err(error) => {
-            println!("FAILED {name}: {}", format!("{error:#}").replace('\n', " "));
+            println!("FAILED {name}: {}", shortened(&format!("{error:#}").replace('\n', " ")));
             failed += 1;
         }
     };
@@ -46,13 +46,25 @@ pub fn run(filter: &str) -> ExitCode {
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// The verifier explains itself at length, and says what it refuses last.
+fn shortened(text: &str) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    let (first, last) = (300, 1200);
+    if characters.len() <= first + last {
+        return text.to_owned();
+    }
+    let part = |range: &[char]| range.iter().collect::<String>();
+    format!("{} [...] {}", part(&characters[..first]), part(&characters[characters.len() - last..]))
+}
+
 /// On a thread of its own, since a network namespace belongs to a thread. A panic is a failure.
 fn alone(test: Test, ebpf: &mut Ebpf) -> Result<()> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(test.name.to_owned()).spawn_scoped(scope, move || {
-            let mut sandbox = Sandbox::enter(test.name, ebpf)?;
-            (test.run)(&mut sandbox)
-        })?;
+        let thread =
+            std::thread::Builder::new().name(test.name.to_owned()).spawn_scoped(scope, move || {
+                let mut sandbox = Sandbox::enter(test.name, ebpf)?;
+                (test.run)(&mut sandbox)
+            })?;
         thread.join().map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -61,12 +73,12 @@ fn alone(test: Test, ebpf: &mut Ebpf) -> Result<()> {
     })
 }
 
-/// Waits until `condition` holds, for two seconds at most.
+/// Waits until `condition` holds, for ten seconds at most (a virtual machine is slow).
 pub fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(2);
+    let end = Instant::now() + Duration::from_secs(10);
     while !condition()? {
         if Instant::now() > end {
-            return Err(anyhow!("not within two seconds: {what}"));
+            return Err(anyhow!("not within ten seconds: {what}"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -6,12 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
 use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
 use aya::programs::links::FdLink;
 use mesh_common::abi::{
-    Address, Algorithm, Backend, CounterKey, Counters, Endpoint, Entry, Load, Page, Pointer, Protocol, Reason, ServiceKey,
-    Socket, WorkloadIdentity, map,
+    Address, Algorithm, Backend, CounterKey, Counters, Endpoint, Entry, Load, Page, Pointer, Protocol,
+    Reason, ServiceKey, Socket, WorkloadIdentity, map,
 };
 
 use crate::cgroup::Cgroup;
@@ -52,8 +52,10 @@ impl<'a> Sandbox<'a> {
 
     fn enroll(&mut self, cgroup: &Path, identity: u64) -> Result<()> {
         // The kernel calls the cgroup by its inode.
-        let id = std::fs::metadata(cgroup).with_context(|| format!("cannot read {}", cgroup.display()))?.ino();
-        let mut workloads: HashMap<_, u64, WorkloadIdentity> = HashMap::try_from(self.map_mut(map::WORKLOADS)?)?;
+        let id =
+            std::fs::metadata(cgroup).with_context(|| format!("cannot read {}", cgroup.display()))?.ino();
+        let mut workloads: HashMap<_, u64, WorkloadIdentity> =
+            HashMap::try_from(self.map_mut(map::WORKLOADS)?)?;
         Ok(workloads.insert(id, WorkloadIdentity(identity), 0)?)
     }
 
@@ -188,7 +190,8 @@ impl<'a> Sandbox<'a> {
 
     /// The counters of a key, on all CPUs; zeros if there are none.
     pub fn counters(&self, key: &CounterKey) -> Result<Counters> {
-        let counters: PerCpuHashMap<_, CounterKey, Counters> = PerCpuHashMap::try_from(self.map(map::COUNTERS)?)?;
+        let counters: PerCpuHashMap<_, CounterKey, Counters> =
+            PerCpuHashMap::try_from(self.map(map::COUNTERS)?)?;
         let mut sum = Counters::default();
         match counters.get(key, 0) {
             Ok(values) => values.iter().for_each(|value| sum.add(value)),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::runner::until;
 
 /// No test waits longer than this for a reply.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A service's address; it exists nowhere but in the maps.
 pub const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1));

@@ -128,14 +128,16 @@ fn what_can_be_seen(shop: &Shop) -> Result<()> {
         ensure!(output.status.success(), "meshctl: {}", String::from_utf8_lossy(&output.stderr));
         print!("{}", String::from_utf8_lossy(&output.stdout));
     }
-    println!("\n$ curl http://node-1:15020/metrics");
+    println!(
+        "\n$ curl -s http://node-1:15020/metrics | grep -E 'opened_total.*catalog|mesh_agent_(datapath|map_entries)'"
+    );
     let metrics = shop.agents[0].metrics()?;
-    let interesting = |line: &&str| !line.starts_with('#') && !line.contains("_bucket{");
-    let lines: Vec<&str> = metrics.lines().filter(interesting).collect();
-    lines.iter().take(40).for_each(|line| println!("{line}"));
-    if lines.len() > 40 {
-        println!("… and {} more", lines.len() - 40);
-    }
+    let asked = |line: &&str| {
+        line.contains("opened_total{") && line.contains("catalog")
+            || line.starts_with("mesh_agent_datapath")
+            || line.starts_with("mesh_agent_map_entries")
+    };
+    metrics.lines().filter(asked).for_each(|line| println!("{line}"));
     let errors = shop.control.meshctl_json(&["status"])?;
     ensure!(errors["file_errors"].as_array().is_none_or(Vec::is_empty), "refused manifests: {errors}");
     Ok(())

@@ -6,10 +6,15 @@ use anyhow::Result;
 
 use super::Outcome;
 use crate::command::{line, watch};
+use crate::debian;
 
 /// Runs the command and counts.
 pub(crate) fn run(command: &mut Command) -> Result<Outcome> {
     println!("xtask: {}", line(command));
+    if debian::is_root() {
+        // Root has all that a test may ask for, so none may pass by not running.
+        command.env("MESH_REQUIRE", "1");
+    }
     let mut outcome = Outcome::default();
     let succeeded = watch(command, |text| outcome.add(count(text)))?;
     if !succeeded && outcome.failed == 0 {

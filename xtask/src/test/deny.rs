@@ -16,7 +16,15 @@ const VERSION: &str = "0.18.3";
 pub(crate) fn check() -> Result<Outcome> {
     let deny = find()?;
     let mut command = Command::new(deny);
-    command.current_dir(paths::root()).args(["--log-level", "error", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
+    command.current_dir(paths::root()).args([
+        "--log-level",
+        "error",
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]);
     run(&mut command)?;
     let mut outcome = Outcome { passed: 3, ..Outcome::default() };
     outcome.add(Outcome::skipped(

@@ -103,6 +103,8 @@ fn build() -> Result<Outcome> {
 
 /// Everything beside the code, and test files of no tier.
 fn unit() -> Result<Outcome> {
+    // Some of these start programs of the workspace.
+    run(cargo().arg("build"))?;
     let mut outcome = cargo_test::run(cargo().args(["test", "--no-fail-fast", "--lib", "--bins"]))?;
     outcome.add(cargo_test::run(cargo().args(["test", "--no-fail-fast", "--doc"]))?);
     let files = others()?;

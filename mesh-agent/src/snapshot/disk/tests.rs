@@ -7,7 +7,7 @@ fn shop() -> Snapshot {
     let mut snapshot = Snapshot::new();
     let key = "shop/web.shop.svc.cluster.local";
     let mut resources = vec![of_service(service(key, &["10.96.0.1"], &[(80, 8080)]), "v1")];
-    for i in 0..20 {
+    for i in 0..3 {
         let (uid, address) = (format!("c//Pod/shop/{i}"), format!("10.0.0.{i}"));
         resources.push(of_workload(workload(&uid, &address, "node-a", &[key]), &format!("{i:04x}")));
     }

@@ -102,6 +102,33 @@ async fn events_come_within_milliseconds() {
 }
 
 #[tokio::test]
+async fn a_full_queue_of_the_kernel_loses_nothing() {
+    let root = Directory::new();
+    let (sender, mut events) = mpsc::channel(1);
+    let started = start(root.path(), sender).unwrap();
+    // Two events fill the channel and stop the thread, so that the kernel's queue fills.
+    for name in ["first", "second", "third"] {
+        fs::create_dir(root.path().join(name)).unwrap();
+    }
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    for _ in 0..limit.trim().parse::<u64>().unwrap() / 2 + 1_000 {
+        fs::create_dir(root.path().join("flicker")).unwrap();
+        fs::remove_dir(root.path().join("flicker")).unwrap();
+    }
+    fs::create_dir(root.path().join("late")).unwrap();
+    fs::remove_dir(root.path().join("second")).unwrap();
+    let mut there = std::collections::BTreeSet::new();
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(500), events.recv()).await {
+        match event {
+            CgroupEvent::Appeared { path, .. } => there.insert(path),
+            CgroupEvent::Gone { path } => there.remove(&path),
+        };
+    }
+    assert!(started.stats.overflows() > 0, "the queue never filled");
+    assert_eq!(there.into_iter().collect::<Vec<_>>(), ["first", "late", "third"].map(PathBuf::from));
+}
+
+#[tokio::test]
 async fn lost_events_are_made_up_for_by_a_walk() {
     let root = Directory::new();
     fs::create_dir_all(root.path().join("old/below")).unwrap();

@@ -96,21 +96,20 @@ impl World {
     async fn event(&mut self) -> XdsEvent {
         loop {
             let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event");
-            match event.expect("the client ended") {
-                XdsEvent::Versions { reply } => reply.send(self.snapshot.versions()).unwrap(),
-                other => return other,
-            }
+            let event = event.expect("the client ended");
+            let XdsEvent::Versions { reply } = event else { return event };
+            reply.send(self.snapshot.versions()).unwrap();
         }
     }
 
     /// The stream that the agent opens next, with its first request.
     async fn stream(&mut self) -> (Talk, DeltaDiscoveryRequest) {
         loop {
-            match self.event().await {
-                XdsEvent::Connected => break,
-                XdsEvent::Disconnected { .. } => {}
-                other => panic!("{other:?}"),
+            let event = self.event().await;
+            if matches!(event, XdsEvent::Connected) {
+                break;
             }
+            assert!(matches!(event, XdsEvent::Disconnected { .. }), "{event:?}");
         }
         let mut talk = self.talks.recv().await.unwrap();
         let first = talk.request().await;
@@ -119,23 +118,18 @@ impl World {
 
     /// Takes the next change in, and refuses those.
     async fn apply(&mut self, refused: &[&str]) -> (Vec<Rejected>, bool) {
-        match self.event().await {
-            XdsEvent::Delta { delta, rejected, synced, applied } => {
-                self.snapshot.apply(delta);
-                let refusal =
-                    |name: &&str| Rejected { name: (*name).to_owned(), reason: "no room".to_owned() };
-                applied.send(refused.iter().map(refusal).collect()).unwrap();
-                (rejected, synced)
-            }
-            other => panic!("{other:?}"),
-        }
+        let event = self.event().await;
+        let XdsEvent::Delta { delta, rejected, synced, applied } = event else { panic!("{event:?}") };
+        self.snapshot.apply(delta);
+        let refusal = |name: &&str| Rejected { name: (*name).to_owned(), reason: "no room".to_owned() };
+        applied.send(refused.iter().map(refusal).collect()).unwrap();
+        (rejected, synced)
     }
 
     async fn disconnected(&mut self) -> String {
-        match self.event().await {
-            XdsEvent::Disconnected { reason } => reason,
-            other => panic!("{other:?}"),
-        }
+        let event = self.event().await;
+        let XdsEvent::Disconnected { reason } = event else { panic!("{event:?}") };
+        reason
     }
 }
 
@@ -183,7 +177,7 @@ async fn a_change_is_acknowledged_when_it_is_in_force() {
     assert_eq!(first.initial_resource_versions.len(), 0);
     talk.send(response("n1", vec![web("1")])).await;
     let XdsEvent::Delta { delta, applied, synced, .. } = world.event().await else { panic!("no delta") };
-    assert!(synced);
+    assert!(!synced, "more might follow");
     let early = tokio::time::timeout(Duration::from_millis(100), talk.requests.message()).await;
     assert!(early.is_err(), "acknowledged before it was applied");
     world.snapshot.apply(delta);
@@ -203,6 +197,7 @@ async fn a_broken_stream_is_resumed_with_what_is_held() {
     assert_eq!(rejected[0].name, "shop/bad");
     let nack = talk.request().await.error_detail.unwrap().message;
     assert!(nack.contains("shop/bad: ") && nack.contains("shop/full: no room"), "{nack}");
+    assert!(world.apply(&[]).await.1, "silence is the end");
     talk.responses.send(Err(Status::unavailable("going away"))).await.unwrap();
     assert!(world.disconnected().await.contains("going away"));
     let (_talk, first) = world.stream().await;
@@ -212,33 +207,32 @@ async fn a_broken_stream_is_resumed_with_what_is_held() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_full_is_not_the_end() {
+async fn silence_after_the_last_page_is_the_end() {
     let mut world = World::new().await;
     let (mut talk, _) = world.stream().await;
-    let page = |from: usize| {
-        let pod = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
-        (from..from + 1_000).map(pod).collect::<Vec<_>>()
-    };
-    talk.send(response("n1", page(0))).await;
+    let pod = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
+    talk.send(response("n1", (0..1_000).map(pod).collect())).await;
     assert!(!world.apply(&[]).await.1);
     talk.request().await;
+    // A busy control plane: longer than the silence after a small response.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     talk.send(response("n2", vec![web("1")])).await;
-    assert!(world.apply(&[]).await.1);
+    assert!(!world.apply(&[]).await.1);
     talk.request().await;
+    assert!(world.apply(&[]).await.1);
+    assert_eq!((world.snapshot.workload_count(), world.snapshot.service_count()), (1_000, 1));
     // Once said, it stays said, also when a later change fills a page.
-    talk.send(response("n3", page(0))).await;
+    talk.send(response("n3", (0..1_000).map(pod).collect())).await;
     assert!(world.apply(&[]).await.1);
 }
 
 #[tokio::test]
-async fn after_a_full_page_silence_is_the_end() {
+async fn an_empty_answer_is_the_end_at_once() {
     let mut world = World::new().await;
-    let (talk, _) = world.stream().await;
-    let pod = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
-    talk.send(response("n1", (0..1_000).map(pod).collect())).await;
-    assert!(!world.apply(&[]).await.1);
+    let (mut talk, _) = world.stream().await;
+    talk.send(response("n1", Vec::new())).await;
     assert!(world.apply(&[]).await.1);
-    assert_eq!(world.snapshot.workload_count(), 1_000);
+    assert_eq!(talk.request().await.response_nonce, "n1");
 }
 
 #[tokio::test]
@@ -248,6 +242,7 @@ async fn nonsense_is_survived() {
     talk.send(response("n1", vec![web("1")])).await;
     world.apply(&[]).await;
     talk.request().await;
+    assert!(world.apply(&[]).await.1, "silence is the end");
     // Another type: refused, and the stream goes on.
     let other = DeltaDiscoveryResponse { type_url: "x/y".to_owned(), ..response("n2", vec![web("2")]) };
     talk.send(other).await;
@@ -323,7 +318,7 @@ async fn what_is_no_control_plane_at_all_is_survived() {
         match tokio::time::timeout(SOON, events.recv()).await.unwrap().unwrap() {
             XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
             XdsEvent::Disconnected { .. } => failures += 1,
-            other => panic!("{other:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. }) => panic!("{event:?}"),
         }
     }
     assert!(!client.is_finished());
@@ -362,5 +357,30 @@ async fn attempts_become_rare() {
     // Eleven waits: 0.1 s doubled up to 15 s, each between half and all of it.
     let waited = begun.elapsed();
     assert!(waited >= Duration::from_secs(35) && waited <= Duration::from_secs(75), "{waited:?}");
+    client.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plane_that_never_says_a_word_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let mut silent = Vec::new();
+        loop {
+            silent.push(listener.accept().await.unwrap());
+        }
+    });
+    let begun = Instant::now();
+    let (client, mut events) = agent(address);
+    let reason = loop {
+        match events.recv().await.unwrap() {
+            XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
+            XdsEvent::Disconnected { reason } => break reason,
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. }) => panic!("{event:?}"),
+        }
+    };
+    let took = begun.elapsed();
+    assert!(took >= PING_INTERVAL && took <= (PING_INTERVAL + PING_TIMEOUT) * 2, "{took:?} {reason}");
+    server.abort();
     client.abort();
 }

@@ -54,7 +54,7 @@ fn the_first_request_says_who_asks_and_what_is_held() {
     assert_eq!(request.type_url, ADDRESS_TYPE);
     assert_eq!(request.initial_resource_versions["a"], "1");
     // No names: everything.
-    assert_eq!(request.resource_names_subscribe, [String::new(); 0]);
+    assert!(request.resource_names_subscribe.is_empty());
     assert_eq!(request.response_nonce, "");
 }
 
@@ -126,13 +126,22 @@ fn a_response_of_another_type_is_refused_whole() {
 }
 
 #[test]
-fn only_a_full_page_promises_more() {
-    let of = |count: usize| {
-        let resource = |i| of_workload(workload(&format!("c//Pod/n/{i}"), "10.0.0.1", "", &[]), "1");
-        let message =
-            DeltaDiscoveryResponse { resources: (0..count).map(resource).collect(), ..response("n") };
-        change(session().response(message)).complete
+fn the_larger_a_response_the_longer_the_silence_that_ends_the_answer() {
+    let of = |count: usize, removed: usize, size: usize| {
+        let uid = |i| format!("c//Pod/n/{i}{}", "x".repeat(size));
+        let resource = |i| of_workload(workload(&uid(i), "10.0.0.1", "", &[]), "1");
+        let message = DeltaDiscoveryResponse {
+            resources: (0..count).map(resource).collect(),
+            removed_resources: vec!["gone".to_owned(); removed],
+            ..response("n")
+        };
+        change(session().response(message)).patience
     };
-    assert!(of(0) && of(1) && of(999) && of(5_000));
-    assert!(!of(1_000));
+    assert_eq!(of(0, 0, 0), Duration::ZERO);
+    for small in [of(1, 0, 0), of(0, 1, 0), of(998, 1, 0)] {
+        assert_eq!(small, SILENCE);
+    }
+    for full in [of(1_000, 0, 0), of(999, 1, 0), of(5_000, 0, 0), of(900, 0, 2_500)] {
+        assert_eq!(full, SILENCE_AFTER_PAGE);
+    }
 }

@@ -1,2 +1,119 @@
-//! To come.
-fn main() {}
+//! `meshctl`: shows what the control plane serves and what a node's kernel holds.
+
+mod agent;
+mod control;
+mod endpoints;
+mod node;
+mod resources;
+mod status;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use table::{Format, View};
+
+/// Shows what the mesh does.
+#[derive(Parser)]
+#[command(name = "meshctl", version)]
+struct Cli {
+    /// Management address of the control plane.
+    #[arg(
+        long,
+        env = "MESHCTL_CONTROL_PLANE",
+        default_value = "http://127.0.0.1:15016",
+        value_name = "URL",
+        global = true
+    )]
+    control_plane: String,
+    /// Admin socket of this node's agent.
+    #[arg(
+        long,
+        env = "MESHCTL_AGENT_SOCKET",
+        default_value = "/run/mesh-agent/admin.sock",
+        value_name = "PATH",
+        global = true
+    )]
+    agent_socket: PathBuf,
+    /// Form of the output.
+    #[arg(short, long, default_value = "table", global = true)]
+    output: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Resources as the control plane serves them.
+    Get {
+        what: Resource,
+        /// Only of this namespace.
+        #[arg(short, long, default_value = "", hide_default_value = true)]
+        namespace: String,
+    },
+    /// The control plane, refused manifests, and every connected agent.
+    Status,
+    /// What the kernel of this node holds, from its agent.
+    Node { what: NodeView },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Resource {
+    Services,
+    Endpoints,
+    Workloads,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NodeView {
+    Services,
+    Workloads,
+    Stats,
+    Status,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.output;
+    let shown = match view(cli).await {
+        Ok(view) => view.print(format),
+        Err(error) => Err(error),
+    };
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn view(cli: Cli) -> anyhow::Result<View> {
+    match cli.command {
+        Command::Get { what, namespace } => {
+            let mut control = control::Control::connect(&cli.control_plane).await?;
+            match what {
+                Resource::Services => resources::services(&control.services(&namespace).await?),
+                Resource::Workloads => resources::workloads(&control.workloads(&namespace).await?),
+                Resource::Endpoints => {
+                    let services = control.services(&namespace).await?;
+                    endpoints::endpoints(&services, &control.workloads("").await?)
+                }
+            }
+        }
+        Command::Status => {
+            status::status(control::Control::connect(&cli.control_plane).await?.status().await?)
+        }
+        Command::Node { what } => {
+            let socket = &cli.agent_socket;
+            match what {
+                NodeView::Services => node::services(agent::get(socket, "/services").await?),
+                NodeView::Workloads => node::workloads(agent::get(socket, "/workloads").await?),
+                NodeView::Stats => node::stats(agent::get(socket, "/stats").await?),
+                NodeView::Status => node::status(agent::get(socket, "/status").await?),
+            }
+        }
+    }
+}

@@ -1,1 +1,214 @@
+use std::time::Instant;
 
+use super::*;
+use crate::catalog::tests::delta;
+
+fn contents(entries: &[(&str, u64)]) -> Contents {
+    let mut contents = Contents::default();
+    contents.apply(delta(entries), Instant::now());
+    contents
+}
+
+fn change(contents: &mut Contents, entries: &[(&str, u64)]) {
+    contents.apply(delta(entries), Instant::now());
+}
+
+fn subscribed(request: Request) -> Session {
+    let mut session = Session::default();
+    session.request(request).unwrap();
+    session
+}
+
+/// Names put and removed by the next response, which must come.
+fn told(session: &mut Session, contents: &Contents) -> (String, String) {
+    loop {
+        match session.next(contents) {
+            Next::Send(response) => {
+                let put: Vec<_> =
+                    response.resources.iter().map(|served| served.resource.name.to_string()).collect();
+                return (put.join(","), response.removed.join(","));
+            }
+            Next::Again => {}
+            other @ (Next::Idle | Next::TooFarBehind) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn is_idle(session: &mut Session, contents: &Contents) -> bool {
+    loop {
+        match session.next(contents) {
+            Next::Idle => return true,
+            Next::Again => {}
+            Next::Send(_) | Next::TooFarBehind => return false,
+        }
+    }
+}
+
+fn answer(nonce: u64, refusal: Option<&str>) -> Request {
+    Request { nonce: nonce.to_string(), refusal: refusal.map(str::to_owned), ..Request::default() }
+}
+
+fn pair(put: &str, removed: &str) -> (String, String) {
+    (put.to_owned(), removed.to_owned())
+}
+
+#[test]
+fn nothing_is_sent_before_it_is_asked_for() {
+    let contents = contents(&[("a", 1)]);
+    assert!(is_idle(&mut Session::default(), &contents));
+}
+
+#[test]
+fn the_first_answer_comes_even_when_empty_and_only_once() {
+    let contents = Contents::default();
+    let mut session = subscribed(Request::default());
+    assert_eq!(told(&mut session, &contents), pair("", ""));
+    assert!(is_idle(&mut session, &contents));
+}
+
+#[test]
+fn changes_coalesce_while_nobody_listens() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    let mut session = subscribed(Request::default());
+    assert_eq!(told(&mut session, &contents), pair("a,b", ""));
+    for version in 2..100 {
+        change(&mut contents, &[("a", version)]);
+    }
+    change(&mut contents, &[("short", 1)]);
+    change(&mut contents, &[("short", 0), ("b", 0)]);
+    // What came and went unseen is not mentioned.
+    assert_eq!(told(&mut session, &contents), pair("a", "b"));
+    assert!(is_idle(&mut session, &contents));
+}
+
+#[test]
+fn equal_versions_are_skipped_and_unknown_names_removed() {
+    let mut contents = contents(&[("a", 1), ("b", 2), ("c", 3)]);
+    let versions = [("a", 1), ("b", 99), ("gone", 1)];
+    let initial = versions.map(|(name, version)| (name.to_owned(), format!("{version:016x}"))).into();
+    let mut session = subscribed(Request { initial, ..Request::default() });
+    assert_eq!(told(&mut session, &contents), pair("b,c", "gone"));
+    change(&mut contents, &[("a", 0)]);
+    assert_eq!(told(&mut session, &contents), pair("", "a"));
+}
+
+#[test]
+fn what_goes_while_a_return_is_answered_is_removed() {
+    let names: Vec<String> = (0..2_000).map(|i| format!("n{i:04}")).collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    let mut contents = contents(&entries);
+    // The client held only the last one, in another version.
+    let initial = [("n1999".to_owned(), "old".to_owned())].into();
+    let mut session = subscribed(Request { initial, ..Request::default() });
+    let (put, _) = told(&mut session, &contents);
+    assert_eq!(put.split(',').count(), 1_000);
+    change(&mut contents, &[("n1999", 0), ("n1998", 0), ("n0000", 0)]);
+    let (put, removed) = told(&mut session, &contents);
+    assert_eq!((put.split(',').count(), removed.as_str()), (998, "n0000,n1999"));
+}
+
+#[test]
+fn acknowledgements_move_on_and_refusals_stand_until_newer_content_is_accepted() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    let mut session = subscribed(Request::default());
+    told(&mut session, &contents);
+    assert_eq!((session.acknowledged(), session.is_settled()), (0, false));
+    assert_eq!(session.request(answer(1, None)), Ok(Answer::Acknowledged));
+    assert_eq!((session.acknowledged(), session.is_settled()), (2, true));
+
+    change(&mut contents, &[("a", 2)]);
+    told(&mut session, &contents);
+    assert_eq!(session.request(answer(2, Some("no"))), Ok(Answer::Refused));
+    assert_eq!((session.acknowledged(), session.is_settled()), (3, false));
+    assert!(is_idle(&mut session, &contents));
+
+    change(&mut contents, &[("b", 2)]);
+    told(&mut session, &contents);
+    session.request(answer(3, None)).unwrap();
+    assert!(!session.is_settled());
+
+    change(&mut contents, &[("a", 0)]);
+    assert_eq!(told(&mut session, &contents), pair("", "a"));
+    session.request(answer(4, None)).unwrap();
+    assert!(session.is_settled());
+}
+
+#[test]
+fn answers_to_nothing_are_ignored() {
+    let contents = contents(&[("a", 1)]);
+    let mut session = subscribed(Request::default());
+    told(&mut session, &contents);
+    for nonce in ["", "99", "x", "0"] {
+        let request =
+            Request { nonce: nonce.to_owned(), refusal: Some("no".to_owned()), ..Request::default() };
+        assert_eq!(session.request(request), Ok(Answer::None));
+    }
+    assert_eq!(session.request(answer(1, None)), Ok(Answer::Acknowledged));
+    assert_eq!(session.request(answer(1, None)), Ok(Answer::None));
+}
+
+#[test]
+fn a_client_that_never_answers_is_not_sent_without_end() {
+    let mut contents = contents(&[("a", 1)]);
+    let mut session = subscribed(Request::default());
+    let mut sent = 0;
+    for version in 2..3_000 {
+        if !is_idle(&mut session, &contents) {
+            sent += 1;
+        }
+        change(&mut contents, &[("a", version)]);
+    }
+    assert_eq!(sent, MAX_IN_FLIGHT);
+    session.request(answer(1, None)).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+}
+
+#[test]
+fn a_wildcard_may_come_later_and_go_again() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    let name = |name: &str| vec![name.to_owned()];
+    let mut session = subscribed(Request { subscribe: name("a"), ..Request::default() });
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+    session.request(Request { subscribe: name("*"), ..Request::default() }).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("a,b", ""));
+    session.request(Request { unsubscribe: name("*"), ..Request::default() }).unwrap();
+    change(&mut contents, &[("a", 2), ("b", 2)]);
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+}
+
+#[test]
+fn a_name_beside_the_wildcard_is_not_sent_twice() {
+    let contents = contents(&[("a", 1), ("b", 1)]);
+    let subscribe = vec!["*".to_owned(), "a".to_owned(), "none".to_owned()];
+    let mut session = subscribed(Request { subscribe, ..Request::default() });
+    assert_eq!(told(&mut session, &contents), pair("a,b", "none"));
+    // Asked for once more, it is sent once more.
+    session.request(Request { subscribe: vec!["a".to_owned()], ..Request::default() }).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+}
+
+#[test]
+fn subscribing_to_nothing_is_answered_with_nothing() {
+    let contents = contents(&[("a", 1)]);
+    let all = || vec!["*".to_owned()];
+    let mut session = subscribed(Request { subscribe: all(), unsubscribe: all(), ..Request::default() });
+    assert_eq!(told(&mut session, &contents), pair("", ""));
+    assert!(is_idle(&mut session, &contents));
+}
+
+#[test]
+fn names_are_bounded() {
+    let subscribe = (0..=MAX_NAMES).map(|i| i.to_string()).collect();
+    assert_eq!(Session::default().request(Request { subscribe, ..Request::default() }), Err(TooManyNames));
+}
+
+#[test]
+fn who_missed_forgotten_removals_starts_anew() {
+    let names: Vec<String> = (0..70_000).map(|i| format!("n{i}")).collect();
+    let all = |version| names.iter().map(|name| (name.as_str(), version)).collect::<Vec<_>>();
+    let mut contents = contents(&all(1));
+    let mut session = subscribed(Request::default());
+    told(&mut session, &contents);
+    change(&mut contents, &all(0));
+    assert!(matches!(session.next(&contents), Next::TooFarBehind));
+}

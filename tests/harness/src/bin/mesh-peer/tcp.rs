@@ -35,10 +35,12 @@ pub(crate) fn serve(serve: &Serve) -> anyhow::Result<()> {
 }
 
 fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool) {
-    for connection in listener.incoming().flatten() {
+    loop {
+        // A client that gave up before it was accepted.
+        let Ok((connection, peer)) = listener.accept() else { continue };
         let name = Arc::clone(name);
         // A client that goes away in the middle is its own affair.
-        let session = move || drop(converse(&connection, &name));
+        let session = move || drop(converse(&connection, peer, &name));
         if serial {
             session();
         } else if let Err(error) = std::thread::Builder::new().stack_size(128 << 10).spawn(session) {
@@ -47,9 +49,8 @@ fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool) {
     }
 }
 
-fn converse(connection: &TcpStream, name: &str) -> io::Result<()> {
+fn converse(connection: &TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
     connection.set_nodelay(true)?;
-    let peer = connection.peer_addr()?;
     let called = connection.local_addr()?.ip().to_canonical().to_string();
     let name = if name == "@local" { &called } else { name };
     let (mut reader, mut writer) = (BufReader::with_capacity(4096, connection), connection);
@@ -126,10 +127,12 @@ impl Try for Dialler {
         };
         let connection = connected.map_err(|e| Failed("connect", e))?;
         let connect = started.elapsed();
+        // The blocking loop is for measuring: it makes no further system calls.
+        let mut peer = to;
         if self.timeout.is_some() {
             connection.set_read_timeout(self.timeout).map_err(|e| Failed("connect", e))?;
+            peer = connection.peer_addr().map_err(|e| Failed("getpeername", e))?;
         }
-        let peer = connection.peer_addr().map_err(|e| Failed("getpeername", e))?;
         let line = ask(&connection, "who\n").map_err(|e| Failed("receive", e))?;
         Ok(Answer { line, peer, connect })
     }

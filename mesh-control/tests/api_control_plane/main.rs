@@ -1,0 +1,14 @@
+//! The control plane in process: manifests are written into a directory, and what a delta ADS subscriber receives over
+//! real gRPC is asserted.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+mod balancing;
+mod changes;
+mod files;
+mod management;
+mod manifests;
+mod streams;
+mod subscriber;
+mod sync;
+mod world;

@@ -1,0 +1,160 @@
+//! A delta ADS client that keeps what it was sent, as an agent would.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+};
+
+use mesh_common::api::{
+    ADDRESS_TYPE, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
+    envoy::{
+        config::core::v3::Node,
+        service::discovery::v3::{
+            DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+            aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        },
+    },
+    google::rpc,
+    istio::workload::{Address, Extension, Service, Workload, address::Type},
+    mesh::v1::{ServiceExtension, WorkloadExtension},
+};
+use prost::Message;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::world::PATIENCE;
+
+/// What one response said.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Told {
+    pub(crate) put: Vec<String>,
+    pub(crate) removed: Vec<String>,
+}
+
+pub(crate) struct Subscriber {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+    pub(crate) held: BTreeMap<String, Address>,
+    pub(crate) versions: HashMap<String, String>,
+    /// Nonce of the last response.
+    pub(crate) nonce: String,
+}
+
+impl Subscriber {
+    /// Subscribes to everything, holding nothing.
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        Self::open(address, DeltaDiscoveryRequest::default()).await
+    }
+
+    /// Opens a stream with `first`, to which node and type are added.
+    pub(crate) async fn open(address: SocketAddr, first: DeltaDiscoveryRequest) -> Self {
+        let mut client =
+            AggregatedDiscoveryServiceClient::connect(format!("http://{address}")).await.unwrap();
+        let (requests, outgoing) = mpsc::channel(64);
+        let node = Node { id: "node-a".into(), user_agent_version: "1.2.3".into(), ..Node::default() };
+        let type_url =
+            if first.type_url.is_empty() { ADDRESS_TYPE.to_owned() } else { first.type_url.clone() };
+        requests.send(DeltaDiscoveryRequest { node: Some(node), type_url, ..first }).await.unwrap();
+        let responses =
+            client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        Self { requests, responses, held: BTreeMap::new(), versions: HashMap::new(), nonce: String::new() }
+    }
+
+    pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {
+        self.requests.send(DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), ..request }).await.unwrap();
+    }
+
+    /// The next response, unanswered.
+    pub(crate) async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        let response = timeout(PATIENCE, self.responses.message()).await.expect("a response in time")?;
+        let response = response.expect("the stream stays open");
+        self.nonce.clone_from(&response.nonce);
+        for resource in &response.resources {
+            let body = resource.resource.as_ref().unwrap();
+            assert_eq!(body.type_url, ADDRESS_TYPE);
+            self.held.insert(resource.name.clone(), Address::decode(body.value.as_slice()).unwrap());
+            self.versions.insert(resource.name.clone(), resource.version.clone());
+        }
+        for name in &response.removed_resources {
+            self.held.remove(name);
+            self.versions.remove(name);
+        }
+        Ok(response)
+    }
+
+    pub(crate) async fn acknowledge(&self) {
+        self.send(DeltaDiscoveryRequest { response_nonce: self.nonce.clone(), ..Default::default() }).await;
+    }
+
+    pub(crate) async fn refuse(&self, reason: &str) {
+        let error = rpc::Status { code: 3, message: reason.into(), details: Vec::new() };
+        let nonce = self.nonce.clone();
+        self.send(DeltaDiscoveryRequest {
+            response_nonce: nonce,
+            error_detail: Some(error),
+            ..Default::default()
+        })
+        .await;
+    }
+
+    /// The next response, acknowledged.
+    pub(crate) async fn next(&mut self) -> Told {
+        let response = self.receive().await.unwrap();
+        self.acknowledge().await;
+        let mut put: Vec<_> = response.resources.into_iter().map(|resource| resource.name).collect();
+        put.sort();
+        let mut removed = response.removed_resources;
+        removed.sort();
+        Told { put, removed }
+    }
+
+    /// Receives the first answer, which is one response where resources are few.
+    pub(crate) async fn sync(&mut self) {
+        self.next().await;
+        self.nothing().await;
+    }
+
+    /// Asserts that nothing comes.
+    pub(crate) async fn nothing(&mut self) {
+        if let Ok(more) = timeout(Duration::from_millis(150), self.responses.message()).await {
+            panic!("nothing was due, but there came {more:?}");
+        }
+    }
+
+    pub(crate) fn service(&self, name: &str) -> (Service, ServiceExtension) {
+        match self.held.get(name).and_then(|address| address.r#type.clone()) {
+            Some(Type::Service(service)) => {
+                let extension = extension(&service.extensions, SERVICE_EXTENSION);
+                (service, extension)
+            }
+            other => panic!("{name}: {other:?} of {:?}", self.held.keys()),
+        }
+    }
+
+    pub(crate) fn workload(&self, name: &str) -> (Workload, WorkloadExtension) {
+        match self.held.get(name).and_then(|address| address.r#type.clone()) {
+            Some(Type::Workload(workload)) => {
+                let extension = extension(&workload.extensions, WORKLOAD_EXTENSION);
+                (workload, extension)
+            }
+            other => panic!("{name}: {other:?} of {:?}", self.held.keys()),
+        }
+    }
+
+    /// Pairs of service port and target port by which a workload serves a service over TCP.
+    pub(crate) fn ports(&self, workload: &str, service: &str) -> Vec<(u32, u32)> {
+        let (workload, _) = self.workload(workload);
+        let list =
+            workload.services.get(service).unwrap_or_else(|| panic!("{service} in {:?}", workload.services));
+        list.ports.iter().map(|port| (port.service_port, port.target_port)).collect()
+    }
+}
+
+fn extension<T: Message + Default>(extensions: &[Extension], name: &str) -> T {
+    let found = extensions.iter().find(|extension| extension.name == name);
+    found.map(|found| T::decode(found.config.as_ref().unwrap().value.as_slice()).unwrap()).unwrap_or_default()
+}

@@ -1,0 +1,76 @@
+//! A directory of manifests and a control plane over it.
+
+use std::{fs, path::PathBuf};
+
+use mesh_common::api::mesh::v1::{StatusRequest, StatusResponse, management_client::ManagementClient};
+use mesh_control::{Config, ControlPlane};
+use tempfile::TempDir;
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::subscriber::Subscriber;
+
+/// Nothing here should take this long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct World {
+    pub(crate) dir: TempDir,
+    pub(crate) control: ControlPlane,
+}
+
+impl World {
+    pub(crate) async fn start(files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
+        Self { dir, control }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).unwrap();
+    }
+
+    /// A subscriber to everything that has received all there is.
+    pub(crate) async fn subscriber(&self) -> Subscriber {
+        let mut subscriber = Subscriber::connect(self.control.xds_address()).await;
+        subscriber.sync().await;
+        subscriber
+    }
+
+    pub(crate) async fn status(&self) -> StatusResponse {
+        let url = format!("http://{}", self.control.management_address());
+        ManagementClient::connect(url).await.unwrap().status(StatusRequest {}).await.unwrap().into_inner()
+    }
+
+    /// The status once it is as wanted.
+    pub(crate) async fn status_when(&self, wanted: impl Fn(&StatusResponse) -> bool) -> StatusResponse {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await;
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still {status:?}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Reported faults as (file name, document, field, reason), once there are any.
+    pub(crate) async fn faults(&self) -> Vec<(String, u32, String, String)> {
+        let status = self.status_when(|status| !status.file_errors.is_empty()).await;
+        let root = format!("{}/", self.dir.path().display());
+        let fault = |e: mesh_common::api::mesh::v1::FileError| {
+            (e.file.replace(&root, ""), e.document, e.field, e.reason)
+        };
+        status.file_errors.into_iter().map(fault).collect()
+    }
+}
