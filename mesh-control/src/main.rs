@@ -1,6 +1,6 @@
 //! The control plane of the mesh.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -49,6 +49,7 @@ async fn main() -> ExitCode {
 async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     match log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -1,6 +1,6 @@
 //! Answers what the agent is asked, from what its owner holds and the kernel counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -215,27 +215,32 @@ fn named(owner: &Owner) -> Vec<Named> {
 
 fn stats(owner: &Owner) -> view::Stats {
     let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let connection = |named: Named| view::Connection {
-        source: dash(named.source.map(|uid| uid.to_string())),
-        service: dash(named.service.map(|service| service.to_string())),
-        backend: dash(named.endpoint),
-        outcome: named.outcome.name().to_owned(),
-        connections: named.counters.attempts,
-        closed: named.counters.closed,
-        bytes_sent: named.counters.bytes_sent,
-        bytes_received: named.counters.bytes_received,
-        retransmits: named.counters.retransmits,
-        connect_seconds_sum: seconds(&named.counters),
-        connect_seconds_count: if named.counters.connect_nanoseconds == 0 {
-            0
-        } else {
-            named.counters.attempts
-        },
-    };
-    let mut connections: Vec<view::Connection> = self::named(owner).into_iter().map(connection).collect();
-    connections.sort_by(|a, b| {
-        (&a.source, &a.service, &a.backend, &a.outcome).cmp(&(&b.source, &b.service, &b.backend, &b.outcome))
-    });
+    // Backends that have gone have no name any more: what they counted is one row.
+    let mut rows: BTreeMap<[String; 4], Counters> = BTreeMap::new();
+    for named in self::named(owner) {
+        let row = [
+            dash(named.source.map(|uid| uid.to_string())),
+            dash(named.service.map(|service| service.to_string())),
+            dash(named.endpoint),
+            named.outcome.name().to_owned(),
+        ];
+        rows.entry(row).or_default().add(&named.counters);
+    }
+    let connection =
+        |([source, service, backend, outcome], counters): ([String; 4], Counters)| view::Connection {
+            source,
+            service,
+            backend,
+            outcome,
+            connections: counters.attempts,
+            closed: counters.closed,
+            bytes_sent: counters.bytes_sent,
+            bytes_received: counters.bytes_received,
+            retransmits: counters.retransmits,
+            connect_seconds_sum: seconds(&counters),
+            connect_seconds_count: if counters.connect_nanoseconds == 0 { 0 } else { counters.attempts },
+        };
+    let connections = rows.into_iter().map(connection).collect();
     let reason = |(reason, count)| view::Reason { reason, count };
     view::Stats { connections, reasons: reasons(owner).into_iter().map(reason).collect(), maps: maps(owner) }
 }

@@ -8,19 +8,20 @@ use super::ledger::{Known, Port};
 use super::tree::{Leaf, Middle, Slot, Tree};
 
 /// The contents of the maps that hold services.
-pub struct Contents<P: Fn(u32) -> Option<Page>> {
+pub struct Contents<'a> {
     /// `SERVICES`.
     pub services: Vec<(ServiceKey, Pointer)>,
     /// `PAGES`, by number.
-    pub page: P,
-    /// `BACKENDS`, in order.
-    pub backends: Vec<Backend>,
+    pub page: Lookup<'a, Page>,
+    /// `BACKENDS`, by number.
+    pub backend: Lookup<'a, Backend>,
 }
 
+/// Reads an entry of an array; `None` beyond its end.
+pub type Lookup<'a, V> = Box<dyn Fn(u32) -> Option<V> + 'a>;
+
 /// The service ports that can be read, and the keys that lead nowhere.
-pub fn adopt<P: Fn(u32) -> Option<Page>>(
-    contents: &Contents<P>,
-) -> (HashMap<ServiceKey, Port>, HashSet<ServiceKey>) {
+pub fn adopt(contents: &Contents<'_>) -> (HashMap<ServiceKey, Port>, HashSet<ServiceKey>) {
     let mut ports = HashMap::with_capacity(contents.services.len());
     let mut broken = HashSet::new();
     for (key, pointer) in &contents.services {
@@ -36,11 +37,7 @@ pub fn adopt<P: Fn(u32) -> Option<Page>>(
     (ports, broken)
 }
 
-fn port<P: Fn(u32) -> Option<Page>>(
-    contents: &Contents<P>,
-    key: &ServiceKey,
-    pointer: Pointer,
-) -> Option<Port> {
+fn port(contents: &Contents<'_>, key: &ServiceKey, pointer: Pointer) -> Option<Port> {
     let root = (contents.page)(pointer.page())?;
     let header = root.header;
     if header.key != *key || header.generation != pointer.generation() || header.service == 0 {
@@ -50,11 +47,11 @@ fn port<P: Fn(u32) -> Option<Page>>(
     let mut tree = Tree { root: pointer.page(), ..Tree::default() };
     match u32::from(header.depth) {
         1 => tree.leaves.push(Leaf { page: pointer.page(), slots: slots(&root)? }),
-        2 => tree.leaves = leaves(contents, &slots(&root)?)?,
+        2 => tree.leaves = leaves(&contents.page, &slots(&root)?)?,
         MAX_DEPTH => {
             for (page, _) in &*slots(&root)? {
                 let children = slots(&(contents.page)(*page)?)?;
-                tree.leaves.extend(leaves(contents, &children)?);
+                tree.leaves.extend(leaves(&contents.page, &children)?);
                 tree.middle.push(Middle { page: *page, children });
             }
         }
@@ -62,7 +59,7 @@ fn port<P: Fn(u32) -> Option<Page>>(
     }
     let mut backends: HashMap<u32, Known> = HashMap::new();
     for (number, weight) in tree.leaves.iter().flat_map(|leaf| &*leaf.slots) {
-        let slot = contents.backends.get(*number as usize).filter(|slot| slot.service == header.service)?;
+        let slot = (contents.backend)(*number).filter(|slot| slot.service == header.service)?;
         // A Maglev table does not hold the weights; they are known again with the first snapshot.
         backends.entry(*number).or_insert(Known {
             number: *number,
@@ -84,8 +81,8 @@ fn port<P: Fn(u32) -> Option<Page>>(
     })
 }
 
-fn leaves<P: Fn(u32) -> Option<Page>>(contents: &Contents<P>, children: &[Slot]) -> Option<Vec<Leaf>> {
-    let leaf = |(page, _): &Slot| Some(Leaf { page: *page, slots: slots(&(contents.page)(*page)?)? });
+fn leaves(page: &Lookup<'_, Page>, children: &[Slot]) -> Option<Vec<Leaf>> {
+    let leaf = |(number, _): &Slot| Some(Leaf { page: *number, slots: slots(&page(*number)?)? });
     children.iter().map(leaf).collect()
 }
 

@@ -82,12 +82,17 @@ impl Maps {
     }
 
     /// What holds the services.
-    pub fn contents(&self) -> Result<Contents<impl Fn(u32) -> Option<Page> + '_>, MapError> {
+    pub fn contents(&self) -> Result<Contents<'_>, MapError> {
         Ok(Contents {
             services: self.services.iter().collect::<Result<_, _>>()?,
-            page: |number| self.pages.get(&number, 0).ok(),
-            backends: self.backends.iter().collect::<Result<_, _>>()?,
+            page: Box::new(|number| self.pages.get(&number, 0).ok()),
+            backend: Box::new(|number| self.backends.get(&number, 0).ok()),
         })
+    }
+
+    /// All backend slots, whether in use or not.
+    pub fn slots(&self) -> Result<Vec<Backend>, MapError> {
+        self.backends.iter().collect()
     }
 
     /// Open connections of a backend.

@@ -73,7 +73,7 @@ impl Datapath {
         if !ports.is_empty() || !broken.is_empty() {
             info!(services = ports.len(), broken = broken.len(), "adopted what is in the kernel");
         }
-        let ledger = Ledger::new(config.sizes, ports, broken, &contents.backends);
+        let ledger = Ledger::new(config.sizes, ports, broken, &maps.slots().context("reading BACKENDS")?);
         drop(contents);
         let found =
             maps.enrolled().context("reading the enrolled workloads")?.into_iter().map(|(cgroup, _)| cgroup);

@@ -70,7 +70,7 @@ fn remove(cgroup: &Path) -> Result<()> {
 }
 
 /// Where cgroup v2 is mounted.
-fn root() -> Result<PathBuf> {
+pub(crate) fn root() -> Result<PathBuf> {
     let mounts =
         std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     // … mount point is the fifth field; the type follows a lone hyphen.

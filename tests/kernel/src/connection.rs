@@ -14,6 +14,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "connection::bytes_are_exact_when_the_server_closes_first", run: server_first },
     Test { name: "connection::bytes_are_exact_over_ipv6", run: ipv6 },
     Test { name: "connection::a_connection_that_fails_is_counted_as_failed", run: failed },
+    Test { name: "connection::the_close_after_a_slot_was_freed_is_still_counted", run: freed },
     Test { name: "connection::the_load_of_a_reused_slot_is_left_alone", run: reused },
     Test { name: "connection::direct_connections_of_a_workload_are_counted", run: direct },
 ];
@@ -90,14 +91,27 @@ fn failed(sandbox: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-fn reused(sandbox: &mut Sandbox) -> Result<()> {
+fn freed(sandbox: &mut Sandbox) -> Result<()> {
     let listeners = service(sandbox)?;
     let held = (connect((VIP4, 80).into())?, listeners.accept()?);
-    // As if the agent had given the slot to another endpoint, whose connections are counted from 0.
     sandbox.free_backend(1, 0)?;
     sandbox.set_open(1, 0, 0)?;
     drop(held);
     until("closed", || Ok(sandbox.counters(&connected(0)?)?.closed == 1))?;
+    ensure!(sandbox.open(1, 0)? == 0, "the free slot's load was changed to {}", sandbox.open(1, 0)?);
+    Ok(())
+}
+
+fn reused(sandbox: &mut Sandbox) -> Result<()> {
+    let listeners = service(sandbox)?;
+    let held = (connect((VIP4, 80).into())?, listeners.accept()?);
+    // As if the agent had given the slot to another endpoint, whose connections are counted from 0.
+    sandbox.change_backend(1, 0, |slot| slot.incarnation += 1)?;
+    sandbox.set_open(1, 0, 0)?;
+    drop(held);
+    let other = CounterKey { service: 0, backend: 0, ..connected(0)? };
+    until("closed", || Ok(sandbox.counters(&other)?.closed == 1))?;
+    ensure!(sandbox.counters(&connected(0)?)?.closed == 0, "it is counted to the slot's new backend");
     ensure!(sandbox.open(1, 0)? == 0, "the slot's new load was changed to {}", sandbox.open(1, 0)?);
     Ok(())
 }

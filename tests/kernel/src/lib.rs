@@ -1,12 +1,14 @@
 //! Each hook's kernel test: real sockets, real traffic, on whichever kernel this runs on.
 //!
 //! A test has a network namespace with nothing but a loopback interface, and a cgroup with the mesh's programs attached to
-//! it. It needs no other program, so that it can be the only process of a virtual machine. One file per hook.
+//! it. It needs no other program, so that it can be the only process of a virtual machine. One file per hook;
+//! `loader` tests how the agent puts programs and maps in place, with maps that the agent itself fills.
 
 pub mod cgroup;
 pub mod connect;
 pub mod connection;
 pub mod datagram;
+pub mod loader;
 pub mod namespace;
 pub mod peername;
 pub mod programs;

@@ -1,11 +1,12 @@
 //! Runs tests one after the other and says `ok NAME` or `FAILED NAME: why`, then counts.
 
+use std::any::Any;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use aya::Ebpf;
 
+use crate::loader::{self, Scene};
 use crate::programs;
 use crate::sandbox::Sandbox;
 
@@ -33,14 +34,23 @@ pub fn run(filter: &str) -> ExitCode {
         }
     };
     let start = Instant::now();
+    // One agent waits ten seconds for another: long enough for all the rest.
+    let waiting = loader::WAITING.name.contains(filter).then(|| std::thread::spawn(loader::WAITING.run));
     match programs::load() {
         Ok(mut ebpf) => {
             tell("load::every_program", start, programs::describe(&ebpf));
             for test in crate::all().into_iter().filter(|test| test.name.contains(filter)) {
-                tell(test.name, Instant::now(), alone(test, &mut ebpf));
+                let run = || (test.run)(&mut Sandbox::enter(test.name, &mut ebpf)?);
+                tell(test.name, Instant::now(), alone(test.name, run));
             }
         }
         Err(error) => tell("load::every_program", start, Err(error)),
+    }
+    for test in loader::tests().into_iter().filter(|test| test.name.contains(filter)) {
+        tell(test.name, Instant::now(), alone(test.name, || (test.run)(&mut Scene::enter(test.name)?)));
+    }
+    if let Some(waiting) = waiting {
+        tell(loader::WAITING.name, start, waiting.join().unwrap_or_else(|panic| Err(panicked(&*panic))));
     }
     println!("kernel tests: {passed} passed, {failed} failed");
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -58,19 +68,16 @@ fn shortened(text: &str) -> String {
 }
 
 /// On a thread of its own, since a network namespace belongs to a thread. A panic is a failure.
-fn alone(test: Test, ebpf: &mut Ebpf) -> Result<()> {
+fn alone(name: &str, run: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     std::thread::scope(|scope| {
-        let thread =
-            std::thread::Builder::new().name(test.name.to_owned()).spawn_scoped(scope, move || {
-                let mut sandbox = Sandbox::enter(test.name, ebpf)?;
-                (test.run)(&mut sandbox)
-            })?;
-        thread.join().map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            anyhow!("panicked: {}", text.unwrap_or_default())
-        })?
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run)?;
+        thread.join().unwrap_or_else(|panic| Err(panicked(&*panic)))
     })
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    anyhow!("panicked: {}", text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default())
 }
 
 /// Waits until `condition` holds, for ten seconds at most (a virtual machine is slow).

@@ -166,10 +166,25 @@ impl<'a> Sandbox<'a> {
         Ok(number)
     }
 
-    /// Frees a backend's slot, as the agent does when nothing refers to it any more.
+    /// Frees a backend's slot, as the agent does when nothing refers to it any more: the incarnation stays.
     pub fn free_backend(&mut self, service: u32, index: usize) -> Result<()> {
+        self.change_backend(service, index, |slot| {
+            *slot = Backend { incarnation: slot.incarnation, ..Backend::default() }
+        })
+    }
+
+    /// Writes a backend's slot anew.
+    pub fn change_backend(
+        &mut self,
+        service: u32,
+        index: usize,
+        change: impl FnOnce(&mut Backend),
+    ) -> Result<()> {
         let mut backends: Array<_, Backend> = Array::try_from(self.map_mut(map::BACKENDS)?)?;
-        Ok(backends.set(backend_number(service, index)?, Backend::default(), 0)?)
+        let number = backend_number(service, index)?;
+        let mut slot = backends.get(&number, 0)?;
+        change(&mut slot);
+        Ok(backends.set(number, slot, 0)?)
     }
 
     /// What the kernel remembers of a socket.

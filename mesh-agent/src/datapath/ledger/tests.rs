@@ -73,19 +73,23 @@ impl Kernel {
         shares
     }
 
-    fn contents(&self) -> Contents<impl Fn(u32) -> Option<Page> + '_> {
+    fn slots(&self) -> Vec<Backend> {
         let last = self.backends.keys().max().map_or(0, |last| last + 1);
+        (0..last).map(|n| self.backends.get(&n).copied().unwrap_or_default()).collect()
+    }
+
+    fn contents(&self) -> Contents<'_> {
         Contents {
             services: self.services.iter().map(|(key, pointer)| (*key, *pointer)).collect(),
-            page: |number| self.pages.get(&number).copied(),
-            backends: (0..last).map(|n| self.backends.get(&n).copied().unwrap_or_default()).collect(),
+            page: Box::new(|number| self.pages.get(&number).copied()),
+            backend: Box::new(|number| self.backends.get(&number).copied()),
         }
     }
 
     fn adopted(&self) -> Ledger {
         let contents = self.contents();
         let (ports, broken) = adopt(&contents);
-        Ledger::new(SIZES, ports, broken, &contents.backends)
+        Ledger::new(SIZES, ports, broken, &self.slots())
     }
 }
 
