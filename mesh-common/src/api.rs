@@ -45,6 +45,9 @@ pub mod mesh {
     }
 }
 
+/// End of `system_version_info` in a response of our control plane after which the client knows everything. The field is
+/// free text to everybody else, and other control planes leave it out.
+pub const COMPLETE: &str = ";complete";
 /// Type URL of [`istio::workload::Address`] on ADS.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`mesh::v1::ServiceExtension`].

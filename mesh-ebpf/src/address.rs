@@ -21,9 +21,9 @@ impl Family {
         let sa = ctx.sock_addr;
         // SAFETY: the kernel gives a valid context, and these are its readable fields.
         unsafe {
-            let port = (&raw const (*sa).user_port).read_volatile().to_ne_bytes();
+            let port = (&raw const (*sa).user_port).read_volatile();
             let address = match self {
-                Self::V4 => Address::from_v4((&raw const (*sa).user_ip4).read_volatile().to_ne_bytes()),
+                Self::V4 => Address::from_v4_word((&raw const (*sa).user_ip4).read_volatile()),
                 Self::V6 => Address::from_words([
                     (&raw const (*sa).user_ip6[0]).read_volatile(),
                     (&raw const (*sa).user_ip6[1]).read_volatile(),
@@ -31,7 +31,7 @@ impl Family {
                     (&raw const (*sa).user_ip6[3]).read_volatile(),
                 ]),
             };
-            Endpoint::from_wire(address, [port[0], port[1]])
+            Endpoint::from_wire(address, port as u16)
         }
     }
 
@@ -40,7 +40,6 @@ impl Family {
     pub(crate) fn write(self, ctx: &SockAddrContext, to: &Endpoint) {
         let sa = ctx.sock_addr;
         let words = to.address().words();
-        let port = to.wire_port();
         // SAFETY: the kernel gives a valid context, and these are its writable fields.
         unsafe {
             match self {
@@ -52,7 +51,7 @@ impl Family {
                     (&raw mut (*sa).user_ip6[3]).write_volatile(words[3]);
                 }
             }
-            (&raw mut (*sa).user_port).write_volatile(u32::from_ne_bytes([port[0], port[1], 0, 0]));
+            (&raw mut (*sa).user_port).write_volatile(u32::from(to.wire_port()));
         }
     }
 }

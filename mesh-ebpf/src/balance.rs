@@ -32,7 +32,7 @@ pub(crate) enum Miss {
     NotService,
     /// No backend may be used; the service's number is for the counters.
     NoBackends(u32),
-    /// The maps changed under the lookup, twice.
+    /// What was looked up has been given to another meanwhile.
     Stale,
     /// The tree leads nowhere.
     Broken(u32),
@@ -62,42 +62,50 @@ impl Miss {
 
 /// The backend for a new connection or flow from `workload` (0: none) to `key`.
 ///
-/// A lookup can meet a service that is being replaced. It notices, since pages name their service and generation and
-/// backends their service, and looks again, once.
+/// A lookup may meet a service that is being replaced. What it was led to stays whole for a while (the agent writes old
+/// pages and backend slots again only later), so the old backend is as good as the new one.
 #[inline(always)]
 pub(crate) fn choose(ctx: &SockAddrContext, key: &ServiceKey, workload: u64) -> Result<Choice, Miss> {
-    for _ in 0..2 {
-        // SAFETY: eight aligned bytes that are read at once; if the element has just been given to another key, the page
-        // says so.
-        let Some(pointer) = (unsafe { SERVICES.get(key) }).copied() else {
-            return Err(Miss::NotService);
-        };
-        let Some(root) = PAGES.get(pointer.page()) else {
-            return Err(Miss::Broken(0));
-        };
-        let header = &root.header;
-        if !header.key.same(key) || header.generation != pointer.generation() {
-            count::reason(Reason::Stale);
-            continue;
-        }
-        if header.total == 0 {
-            return Err(Miss::NoBackends(header.service));
-        }
-        if let Some(choice) = by_affinity(ctx, header) {
-            count::reason(Reason::AffinityHit);
-            return Ok(choice);
-        }
-        let Some(backend) = by_algorithm(ctx, root, workload) else {
-            return Err(Miss::Broken(header.service));
-        };
-        let Some(choice) = choice(header.service, backend) else {
-            count::reason(Reason::Stale);
-            continue;
-        };
-        remember(ctx, header, &choice);
+    let root = root(key)?;
+    let header = &root.header;
+    if header.total == 0 {
+        return Err(Miss::NoBackends(header.service));
+    }
+    if let Some(choice) = by_affinity(ctx, header) {
+        count::reason(Reason::AffinityHit);
         return Ok(choice);
     }
-    Err(Miss::Stale)
+    let backend = by_algorithm(ctx, root, workload).ok_or(Miss::Broken(header.service))?;
+    let choice = choice(header.service, backend).ok_or(Miss::Stale)?;
+    remember(ctx, header, &choice);
+    Ok(choice)
+}
+
+/// The root page of a service.
+///
+/// Between finding an element of the hash table and reading it, the element may be given to another key; the page says whose
+/// it is, and then it is looked up again, once.
+#[inline(always)]
+fn root(key: &ServiceKey) -> Result<&'static Page, Miss> {
+    let mut missing = Miss::Stale;
+    for _ in 0..2 {
+        // SAFETY: eight aligned bytes that are read at once.
+        let Some(pointer) = (unsafe { SERVICES.get(key) }).copied() else {
+            // Older kernels replace an element by adding the new one and then taking the old one out: who walks the bucket
+            // meanwhile may see neither.
+            missing = Miss::NotService;
+            continue;
+        };
+        let Some(page) = PAGES.get(pointer.page()) else {
+            return Err(Miss::Broken(0));
+        };
+        if page.header.key.same(key) && page.header.generation == pointer.generation() {
+            return Ok(page);
+        }
+        count::reason(Reason::Stale);
+        missing = Miss::Stale;
+    }
+    Err(missing)
 }
 
 /// Whether a remembered backend still is one of its service's.
@@ -139,7 +147,8 @@ fn by_algorithm(ctx: &SockAddrContext, root: &'static Page, workload: u64) -> Op
         return Some(one);
     }
     let other = descend(root, random_position(random(), header.total), page)?;
-    let open = |backend| LOADS.get(backend).map_or(0, |load| load.open);
+    // A count that an accident took below zero is none.
+    let open = |backend| LOADS.get(backend).map_or(0, |load| load.open.cast_signed().max(0));
     Some(if open(other) < open(one) { other } else { one })
 }
 

@@ -5,7 +5,7 @@
 
 use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
 use aya_log_ebpf::debug;
-use mesh_common::abi::{Endpoint, Outcome, Protocol, Reason, ServiceKey, Socket};
+use mesh_common::abi::{CounterKey, Outcome, Protocol, Reason, ServiceKey, Socket};
 
 use crate::{
     address::Family,
@@ -47,7 +47,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
         return Action::Passed(Reason::OtherProtocol);
     };
     let dialled = family.read(ctx);
-    let key = ServiceKey::from_wire(dialled.address(), dialled.wire_port(), protocol);
+    let key = ServiceKey::of(&dialled, protocol as u16);
     // What is looked up here is looked up again where it is needed: the verifier would follow the socket with a record and
     // that without one through the choice of a backend, which doubles its work.
     let workload = socket::of(ctx).map_or(0, |socket| socket.workload);
@@ -76,10 +76,14 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
         }
         Err(miss @ (Miss::NoBackends(_) | Miss::Stale | Miss::Broken(_))) => {
             if let Some(socket) = socket::of_or_new(ctx) {
-                begin(socket);
-                socket.service = miss.service();
-                count::outcome(socket, Outcome::Refused, |counters| counters.attempts += 1);
-                socket.started_nanoseconds = 0;
+                // The record stays: a UDP socket that was connected elsewhere still is.
+                let refused = CounterKey {
+                    source: socket.workload,
+                    service: miss.service(),
+                    outcome: Outcome::Refused as u32,
+                    ..CounterKey::default()
+                };
+                count::key(&refused, |counters| counters.attempts += 1);
             }
             Action::Refused(miss.reason())
         }
@@ -93,8 +97,8 @@ fn begin(socket: &mut Socket) {
     socket.service = 0;
     socket.backend = 0;
     socket.incarnation = 0;
-    socket.dialled = Endpoint::default();
-    socket.chosen = Endpoint::default();
+    socket.dialled.clear();
+    socket.chosen.clear();
 }
 
 #[inline(always)]

@@ -48,7 +48,9 @@ fn record(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
 
 #[inline(always)]
 fn watch(ctx: &SockOpsContext) {
-    if record(ctx).is_some() && ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32).is_err() {
+    if record(ctx).is_some()
+        && ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err()
+    {
         count::reason(Reason::NoSocketStorage);
     }
 }

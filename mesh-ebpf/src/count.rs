@@ -24,11 +24,18 @@ pub(crate) fn outcome(socket: &Socket, outcome: Outcome, add: impl Fn(&mut Count
         outcome: outcome as u32,
         zero: 0,
     };
-    if COUNTERS.get_ptr_mut(&key).is_none() {
+    self::key(&key, add);
+}
+
+/// Counts under a key.
+#[inline(always)]
+pub(crate) fn key(key: &CounterKey, add: impl Fn(&mut Counters)) {
+    let counters = COUNTERS.get_ptr_mut(key).or_else(|| {
         // Another CPU may come first: then its element serves both, so the result says nothing that matters.
-        let _already_there = COUNTERS.insert(&key, &Counters::default(), u64::from(BPF_NOEXIST));
-    }
-    match COUNTERS.get_ptr_mut(&key) {
+        let _already_there = COUNTERS.insert(key, &Counters::default(), u64::from(BPF_NOEXIST));
+        COUNTERS.get_ptr_mut(key)
+    });
+    match counters {
         // SAFETY: this CPU's own copy of the value; the agent removes only keys whose backend has gone for good.
         Some(counters) => add(unsafe { &mut *counters }),
         None => reason(Reason::CountersFull),

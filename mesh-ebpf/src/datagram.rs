@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use mesh_common::abi::{
-    Endpoint, FlowKey, FlowValue, Outcome, Protocol, Reason, ServiceKey, Socket, SourceKey,
+    CounterKey, Endpoint, FlowKey, FlowValue, Outcome, Protocol, Reason, ServiceKey, SourceKey,
 };
 
 use crate::{
@@ -72,7 +72,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
         return Action::Passed(Reason::OtherProtocol);
     }
     let dialled = family.read(ctx);
-    let key = ServiceKey::from_wire(dialled.address(), dialled.wire_port(), Protocol::Udp);
+    let key = ServiceKey::of(&dialled, Protocol::Udp as u16);
     let record = socket::of(ctx);
     let mut moved = false;
     if let Some(socket) = &record
@@ -107,8 +107,13 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
         Err(miss @ Miss::NotService) => Action::Passed(miss.reason()),
         Err(miss @ (Miss::NoBackends(_) | Miss::Stale | Miss::Broken(_))) => {
             if let Some(socket) = socket::of_or_new(ctx) {
-                let refused = Socket { service: miss.service(), backend: 0, ..*socket };
-                count::outcome(&refused, Outcome::Refused, |counters| counters.attempts += 1);
+                let refused = CounterKey {
+                    source: socket.workload,
+                    service: miss.service(),
+                    outcome: Outcome::Refused as u32,
+                    ..CounterKey::default()
+                };
+                count::key(&refused, |counters| counters.attempts += 1);
             }
             Action::Refused(miss.reason())
         }
@@ -121,8 +126,13 @@ fn keep(ctx: &SockAddrContext, flow: &FlowKey, dialled: &Endpoint, choice: &Choi
     let Some(socket) = socket::of_or_new(ctx) else {
         return remember(flow, dialled, choice);
     };
-    let counted = Socket { service: choice.service, backend: choice.backend, ..*socket };
-    count::outcome(&counted, Outcome::Connected, |counters| counters.attempts += 1);
+    let connected = CounterKey {
+        source: socket.workload,
+        service: choice.service,
+        backend: choice.backend,
+        ..CounterKey::default()
+    };
+    count::key(&connected, |counters| counters.attempts += 1);
     if socket.dialled.is_some() && !socket.dialled.same(dialled) {
         return remember(flow, dialled, choice);
     }

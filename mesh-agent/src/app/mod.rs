@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -56,6 +56,8 @@ pub fn check(args: RunArgs) -> Result<ExitCode> {
 
 /// `mesh-agent uninstall`: removes links, programs, maps and the saved snapshot.
 pub fn uninstall(args: &UninstallArgs) -> Result<ExitCode> {
+    let _lock =
+        pins::idle(&args.pin_path).with_context(|| format!("--pin-path: {}", args.pin_path.display()))?;
     let removed =
         pins::remove(&args.pin_path).with_context(|| format!("--pin-path: {}", args.pin_path.display()))?;
     for path in &removed {
@@ -132,12 +134,14 @@ async fn serve(config: Config) -> Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(event) = cgroups.recv() => owner.cgroup(event),
+            event = cgroups.recv() => match event {
+                Some(event) => owner.cgroup(event),
+                None => bail!("the watch of the cgroup tree ended; the kernel programs stay in force"),
+            },
             Some(event) = updates.recv() => hear(&mut owner, event),
-            Some(question) = questions.recv() => views::answer(&owner, &view, question),
             Some(done) = tasks.join_next() => match done {
-                Ok(()) => warn!("a part of the agent ended"),
-                Err(error) => error!(%error, "a part of the agent failed"),
+                Ok(()) => bail!("a part of the agent ended; the kernel programs stay in force"),
+                Err(error) => bail!("a part of the agent failed; the kernel programs stay in force: {error}"),
             },
             Some(ok) = saved.recv() => if !ok { owner.not_saved() },
             _ = tick.tick() => owner.tick(Instant::now()),
@@ -160,6 +164,8 @@ async fn serve(config: Config) -> Result<()> {
                     done.blocking_send(result.is_ok())
                 });
             },
+            // Last, so that whoever asks without end starves nobody.
+            Some(question) = questions.recv() => views::answer(&owner, &view, question),
         }
     }
     if let Some(held) = owner.take_unsaved() {

@@ -1,6 +1,6 @@
 //! The one owner of snapshot, enrolment and datapath: everything that changes them passes through here, one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::admin::view::Source;
 use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
-use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Versioned};
+use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Versioned, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
 /// See the module.
@@ -35,8 +35,10 @@ pub(super) struct Owner {
     pub(super) save_failures: u64,
     vantage: Vantage,
     fixed: NodeConfig,
-    /// Enrolments that failed.
-    waiting: Vec<Change>,
+    /// Enrolments that failed, by cgroup: the newest counts.
+    waiting: BTreeMap<u64, Change>,
+    /// Cgroups whose failed enrolment has been logged.
+    complained: BTreeSet<u64>,
     unsaved: bool,
 }
 
@@ -66,7 +68,8 @@ impl Owner {
             save_failures: 0,
             vantage,
             fixed: node.clone(),
-            waiting: Vec::new(),
+            waiting: BTreeMap::new(),
+            complained: BTreeSet::new(),
             unsaved: false,
         }
     }
@@ -78,8 +81,9 @@ impl Owner {
         self.enroll_changed(&changed);
         self.look_around(&changed);
         for service in &changed.services {
-            self.put(service, true, now);
+            self.place(service, true, now);
         }
+        self.datapath.sweep(now);
         info!(
             services = self.snapshot.service_count(),
             workloads = self.snapshot.workload_count(),
@@ -108,15 +112,22 @@ impl Owner {
         let mut refused = self.enroll_changed(&changed);
         let moved = self.look_around(&changed);
         let first = synced && self.source != Source::ControlPlane;
+        // Before the first answer is whole, a service may lack backends that are still to come.
+        let partial = !synced && self.source != Source::ControlPlane;
+        let mut again: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut services = changed.services;
         if moved || first {
             // Localities are compared anew; and what the saved snapshot did not overwrite is now put in force.
-            let all: Vec<Arc<str>> =
-                self.snapshot.services().map(|service| Arc::clone(&service.key)).collect();
-            let all = all.into_iter().chain(changed.services);
-            refused.extend(all.filter_map(|service| self.put(&service, false, now)));
-        } else {
-            refused.extend(changed.services.iter().filter_map(|service| self.put(service, false, now)));
+            services.extend(self.snapshot.services().map(|service| Arc::clone(&service.key)));
         }
+        for service in &services {
+            if self.place(service, partial, now).is_some() {
+                again.insert(Arc::clone(service));
+            }
+        }
+        // An address may have gone from one of these services to another, whatever their order.
+        refused.extend(again.iter().filter_map(|service| self.place(service, partial, now)));
+        self.datapath.sweep(now);
         if first {
             let snapshot = &self.snapshot;
             self.datapath.retain(|service| snapshot.service(service).is_some(), now);
@@ -156,10 +167,12 @@ impl Owner {
 
     /// Does again what failed, and what has waited for its time.
     pub(super) fn tick(&mut self, now: Instant) {
+        let partial = self.source != Source::ControlPlane;
         for service in self.datapath.tick(now) {
-            self.put(&service, false, now);
+            self.place(&service, partial, now);
         }
-        for change in std::mem::take(&mut self.waiting) {
+        self.datapath.sweep(now);
+        for (_, change) in std::mem::take(&mut self.waiting) {
             self.enroll(change);
         }
     }
@@ -167,7 +180,7 @@ impl Owner {
     /// The snapshot to save, if it has changed since it was last asked for.
     pub(super) fn take_unsaved(&mut self) -> Option<Held> {
         // What came so far of a first answer is less than what is saved.
-        (std::mem::take(&mut self.unsaved) && self.source == Source::ControlPlane)
+        (self.source == Source::ControlPlane && std::mem::take(&mut self.unsaved))
             .then(|| self.snapshot.held())
     }
 
@@ -177,16 +190,21 @@ impl Owner {
         self.save_failures += 1;
     }
 
-    /// Puts a service in force as the snapshot has it, which is not at all when it has none.
-    fn put(&mut self, key: &Arc<str>, restoring: bool, now: Instant) -> Option<Rejected> {
+    /// Puts a service in force as the snapshot has it, which is not at all when it has none. Where the snapshot is `partial`,
+    /// or older than the kernel, what the kernel holds stays, and a service is not made one that refuses.
+    fn place(&mut self, key: &Arc<str>, partial: bool, now: Instant) -> Option<Rejected> {
         let mut wanted = match self.snapshot.service(key) {
             Some(service) => frontends(service, self.snapshot.members(key), &self.vantage),
             None => Vec::new(),
         };
-        if restoring {
-            wanted.retain(|frontend| !self.datapath.ledger().found_different(frontend));
+        if partial {
+            let ledger = self.datapath.ledger();
+            wanted.retain(|frontend| {
+                !ledger.found_different(frontend)
+                    && (!frontend.backends.is_empty() || ledger.holds(&frontend.key))
+            });
         }
-        let reason = self.datapath.put(key, &wanted, now).err()?;
+        let reason = self.datapath.place(key, &wanted, now).err()?;
         Some(Rejected { name: key.to_string(), reason })
     }
 
@@ -204,16 +222,28 @@ impl Owner {
     }
 
     fn enroll(&mut self, change: Change) -> Option<String> {
+        let cgroup = match &change {
+            Change::Add { cgroup, .. } | Change::Remove { cgroup } => *cgroup,
+        };
+        self.waiting.remove(&cgroup);
         let reason = self.datapath.enroll(&change).err()?;
-        warn!(reason, "a workload is not enrolled; it will be tried again");
-        self.waiting.push(change);
+        if self.complained.insert(cgroup) {
+            warn!(cgroup, reason, "a workload is not enrolled; it will be tried again");
+        }
+        self.waiting.insert(cgroup, change);
         Some(reason)
     }
 
     /// Learns where this node stands from the workloads that run here; whether that has changed.
     fn look_around(&mut self, changed: &Changed) -> bool {
+        // Pods stand where their node stands; other workloads may say anything of themselves.
         let mut here = changed.workloads.iter().filter_map(|uid| self.snapshot.workload(uid));
-        let Some(neighbour) = here.rfind(|workload| workload.node == self.vantage.node) else {
+        let at_home = |workload: &&Arc<Workload>| {
+            workload.node == self.vantage.node
+                && workload.uid.contains("//Pod/")
+                && !workload.locality.region.is_empty()
+        };
+        let Some(neighbour) = here.rfind(at_home) else {
             return false;
         };
         let told = |flag: &Option<String>, theirs: &Arc<str>| match flag {

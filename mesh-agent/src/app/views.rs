@@ -163,9 +163,9 @@ fn workloads(owner: &Owner) -> Vec<view::Workload> {
             let known = owner.snapshot.workload(&enrolled.uid);
             view::Workload {
                 identity: format!("{:016x}", identity_of(&enrolled.uid).0),
-                namespace: known.map(|w| w.namespace.to_string()).unwrap_or_default(),
+                namespace: known.map(|w| w.account.namespace.to_string()).unwrap_or_default(),
                 name: known.map(|w| w.name().to_owned()).unwrap_or_default(),
-                service_account: known.map(|w| w.service_account.to_string()).unwrap_or_default(),
+                service_account: known.map(|w| w.account.service_account.to_string()).unwrap_or_default(),
                 uid: enrolled.uid.to_string(),
                 cgroups: enrolled.cgroups.into_iter().map(cgroup).collect(),
             }
@@ -259,7 +259,7 @@ fn metrics(owner: &Owner, context: &Context) -> View {
     let peer = |uid: Option<&Arc<str>>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
         Some(workload) => Peer {
             workload: workload.name().to_owned(),
-            namespace: workload.namespace.to_string(),
+            namespace: workload.account.namespace.to_string(),
             principal: principal(workload),
         },
         None => Peer::default(),
@@ -314,10 +314,10 @@ fn metrics(owner: &Owner, context: &Context) -> View {
 }
 
 fn principal(workload: &Workload) -> String {
-    if workload.service_account.is_empty() {
+    if workload.account.service_account.is_empty() {
         return String::new();
     }
-    format!("spiffe://cluster.local/ns/{}/sa/{}", workload.namespace, workload.service_account)
+    format!("spiffe://cluster.local/ns/{}/sa/{}", workload.account.namespace, workload.account.service_account)
 }
 
 fn seconds(counters: &Counters) -> f64 {

@@ -121,13 +121,13 @@ fn backends(
     port: &ServicePort,
     serving: &[(&Arc<Workload>, &Membership)],
 ) -> Vec<Candidate> {
-    let mut unique: BTreeMap<([u8; 16], u16), Candidate> = BTreeMap::new();
+    let mut unique: BTreeMap<(Address, u16), Candidate> = BTreeMap::new();
     for (workload, membership) in serving {
         let Some(target) = target(port, membership) else { continue };
         for address in workload.addresses.iter().filter(|address| address.is_ipv4() == frontend.is_ipv4()) {
             let address = map_address(*address);
-            unique.entry((address.0, target)).or_insert_with(|| Candidate {
-                endpoint: Endpoint::from_wire(address, target.to_be_bytes()),
+            unique.entry((address, target)).or_insert_with(|| Candidate {
+                endpoint: Endpoint::new(address, target),
                 weight: workload.weight,
                 workload: Arc::clone(&workload.uid),
             });
@@ -172,7 +172,7 @@ fn key(address: IpAddr, port: &ServicePort) -> ServiceKey {
 pub fn map_address(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => Address::from_v4(v4.octets()),
-        IpAddr::V6(v6) => Address(v6.octets()),
+        IpAddr::V6(v6) => Address::new(v6.octets()),
     }
 }
 

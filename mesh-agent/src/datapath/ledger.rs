@@ -16,11 +16,16 @@ use super::pool::Pool;
 use super::tree::{Growth, Slot, Tree};
 use crate::config::MapSizes;
 
+/// Pages that are kept for changes of services in force.
+const RESERVE: usize = 64;
+
 /// One write to a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// A backend slot; its load starts at zero.
+    /// A backend slot.
     Backend(u32, Backend),
+    /// Forgets the load of the backend that had the slot before.
+    NoLoad(u32),
     /// A page.
     Page(u32, Box<Page>),
     /// Publishes a tree.
@@ -122,9 +127,14 @@ pub struct Ledger {
     pages: Pool,
     backends: Pool,
     incarnations: Vec<u32>,
+    first_incarnation: u32,
+    /// Service numbers that free slots had last: what sockets remember of them is counted under that number.
+    former: HashMap<u32, u32>,
+    /// Free slots whose former service's number is given to another.
+    renounced: VecDeque<u32>,
     generation: u32,
-    /// Backend slots to write free.
-    leaving: VecDeque<u32>,
+    /// Backend slots to write free, and what they hold.
+    leaving: VecDeque<(u32, Endpoint)>,
     entries: usize,
 }
 
@@ -135,12 +145,16 @@ impl Ledger {
         ports: HashMap<ServiceKey, Port>,
         broken: HashSet<ServiceKey>,
         slots: &[Backend],
+        first_incarnation: u32,
     ) -> Self {
         let used: HashSet<u32> = ports.values().flat_map(|p| p.backends.iter().map(|b| b.number)).collect();
         // A slot that nothing names was written by an agent that died before it published.
-        let leaving: VecDeque<u32> =
-            (0..).zip(slots).filter(|(n, s)| s.service != 0 && !used.contains(n)).map(|(n, _)| n).collect();
-        let taken = used.iter().chain(&leaving).copied();
+        let leaving: VecDeque<(u32, Endpoint)> = (0..)
+            .zip(slots)
+            .filter(|(number, slot)| slot.service != 0 && !used.contains(number))
+            .map(|(number, slot)| (number, slot.endpoint))
+            .collect();
+        let taken = used.iter().copied().chain(leaving.iter().map(|(number, _)| *number));
         let last = slots.iter().rposition(|slot| slot.incarnation != 0).map_or(0, |last| last + 1);
         Self {
             numbers: Pool::new(1, sizes.services.saturating_add(1), ports.values().map(|port| port.number)),
@@ -155,6 +169,9 @@ impl Ledger {
             entries: ports.len() + broken.len(),
             owned: HashMap::new(),
             leaving,
+            first_incarnation,
+            former: HashMap::new(),
+            renounced: VecDeque::new(),
             sizes,
             ports,
             broken,
@@ -164,6 +181,31 @@ impl Ledger {
     /// The service ports.
     pub fn ports(&self) -> &HashMap<ServiceKey, Port> {
         &self.ports
+    }
+
+    /// Takes a key from its service without a change in the kernel: another service may claim it, or it is removed.
+    pub fn disown(&mut self, key: &ServiceKey) {
+        let Some(owner) = self.ports.get_mut(key).and_then(|port| port.owner.take()) else { return };
+        self.forget_owned(&owner, key);
+    }
+
+    fn forget_owned(&mut self, owner: &Arc<str>, key: &ServiceKey) {
+        if let Some(keys) = self.owned.get_mut(owner) {
+            keys.retain(|owned| owned != key);
+            if keys.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
+    }
+
+    /// Whether the kernel has a service under this key.
+    pub fn holds(&self, key: &ServiceKey) -> bool {
+        self.ports.contains_key(key)
+    }
+
+    /// Whether the key is in the kernel and belongs to no service.
+    pub fn is_unowned(&self, key: &ServiceKey) -> bool {
+        self.broken.contains(key) || self.ports.get(key).is_some_and(|port| port.owner.is_none())
     }
 
     /// Keys that belong to `service`.
@@ -201,7 +243,7 @@ impl Ledger {
         let mut draft = Draft { ledger: self, backends: 0, reused: Reused::default() };
         let number = match old {
             Some(old) => old.number,
-            None => draft.number()?,
+            None => draft.number(&frontend.key)?,
         };
         let mut writes = Vec::new();
         let mut staying: HashMap<Endpoint, u32> =
@@ -282,6 +324,9 @@ impl Ledger {
             change.pages_taken += 1;
             pages.next()
         });
+        // Services in force must be able to change when there is no room for more of them.
+        let reserve = if old.is_none() { RESERVE.min(self.sizes.pages as usize / 16) } else { 0 };
+        let grown = grown.filter(|_| change.pages_taken + reserve <= self.pages.available());
         let Some((tree, Growth { writes, released })) = grown else {
             return Err(Refusal::Full { map: "PAGES", capacity: self.sizes.pages, flag: "--max-pages" });
         };
@@ -324,6 +369,7 @@ impl Ledger {
                     self.incarnations.resize(at + 1, 0);
                 }
                 self.incarnations[at] = slot.incarnation;
+                self.former.remove(number);
             }
         }
         self.numbers.take(change.numbers_taken);
@@ -332,7 +378,23 @@ impl Ledger {
         for page in change.pages_released {
             self.pages.release(page, now);
         }
-        self.leaving.extend(change.backends_released);
+        if let Some(old) = self.ports.get(&change.key) {
+            let released = |known: &&Known| change.backends_released.contains(&known.number);
+            for known in old.backends.iter().filter(released) {
+                self.former.insert(known.number, old.number);
+                self.leaving.push_back((known.number, known.endpoint));
+            }
+        }
+        for number in &change.reused.services {
+            let had: Vec<u32> =
+                self.former.iter().filter(|(_, s)| *s == number).map(|(slot, _)| *slot).collect();
+            for slot in had {
+                self.former.remove(&slot);
+                let incarnation = &mut self.incarnations[slot as usize];
+                *incarnation = incarnation.wrapping_add(1).max(1);
+                self.renounced.push_back(slot);
+            }
+        }
         if let Some(number) = change.number_released {
             self.numbers.release(number, now);
         }
@@ -353,26 +415,34 @@ impl Ledger {
             None => self.ports.remove(&change.key),
         };
         self.entries -= usize::from(old.is_some() || was_broken);
-        if let Some(owner) = old.and_then(|old| old.owner)
-            && let Some(keys) = self.owned.get_mut(&owner)
-        {
-            keys.retain(|key| *key != change.key);
-            if keys.is_empty() {
-                self.owned.remove(&owner);
-            }
+        if let Some(owner) = old.and_then(|old| old.owner) {
+            self.forget_owned(&owner, &change.key);
         }
     }
 
     /// The next backend slot to write free, and what to write there.
     pub fn leaving(&self) -> Option<(u32, Backend)> {
-        let number = *self.leaving.front()?;
+        let (number, endpoint) = *self.leaving.front()?;
+        let incarnation = self.incarnations.get(number as usize).copied().unwrap_or(0);
+        // The endpoint stays, for programs that have just found the slot theirs and now read it.
+        Some((number, Backend { incarnation, endpoint, ..Backend::default() }))
+    }
+
+    /// The next free slot to write again, under another incarnation, and what to write there.
+    pub fn renounced(&self) -> Option<(u32, Backend)> {
+        let number = *self.renounced.front()?;
         let incarnation = self.incarnations.get(number as usize).copied().unwrap_or(0);
         Some((number, Backend { incarnation, ..Backend::default() }))
     }
 
+    /// Notes that the slot of [`Ledger::renounced`] has been written.
+    pub fn renewed(&mut self) {
+        self.renounced.pop_front();
+    }
+
     /// Notes that the slot of [`Ledger::leaving`] has been written free.
     pub fn left(&mut self, now: Instant) {
-        if let Some(number) = self.leaving.pop_front() {
+        if let Some((number, _)) = self.leaving.pop_front() {
             self.backends.release(number, now);
         }
     }
@@ -406,14 +476,16 @@ struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    fn number(&mut self) -> Result<u32, Refusal> {
+    fn number(&mut self, key: &ServiceKey) -> Result<u32, Refusal> {
         let sizes = &self.ledger.sizes;
         let full = Refusal::Full { map: "SERVICES", capacity: sizes.services, flag: "--max-services" };
-        if self.ledger.entries >= sizes.services as usize {
+        if self.ledger.entries >= sizes.services as usize && !self.ledger.broken.contains(key) {
             return Err(full);
         }
         let number = self.ledger.numbers.peek().next().ok_or(full)?;
-        self.reused.services.push(number);
+        if !self.ledger.numbers.unused(number) {
+            self.reused.services.push(number);
+        }
         Ok(number)
     }
 
@@ -431,8 +503,10 @@ impl Draft<'_> {
         let before = self.ledger.incarnations.get(number as usize).copied().unwrap_or(0);
         if before != 0 {
             self.reused.backends.push(number);
+            writes.push(Write::NoLoad(number));
         }
-        let incarnation = before.wrapping_add(1).max(1);
+        let incarnation =
+            if before == 0 { self.ledger.first_incarnation } else { before.wrapping_add(1).max(1) };
         writes.push(Write::Backend(
             number,
             Backend { endpoint: candidate.endpoint, service, incarnation, reserved: 0 },
@@ -483,7 +557,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 /// The Maglev table in leaves of fixed extent, so that a slot that stays keeps its leaf.
 fn maglev_leaves(backends: &[Known]) -> Vec<Vec<Slot>> {
     let mut ordered: Vec<&Known> = backends.iter().collect();
-    ordered.sort_unstable_by_key(|b| (b.endpoint.address(), b.endpoint.port()));
+    ordered.sort_unstable_by_key(|b| (b.endpoint.address().bytes(), b.endpoint.port()));
     let list: Vec<(Endpoint, u32)> = ordered.iter().map(|b| (b.endpoint, b.weight)).collect();
     let table: Vec<Slot> = maglev::table(&list).into_iter().map(|index| (ordered[index].number, 1)).collect();
     table.chunks(mesh_common::abi::ENTRIES).map(<[Slot]>::to_vec).collect()
@@ -508,7 +582,7 @@ pub fn show_endpoint(endpoint: &Endpoint) -> String {
 pub fn unmap(endpoint: &Endpoint) -> std::net::IpAddr {
     match endpoint.address().to_v4() {
         Some(octets) => octets.into(),
-        None => endpoint.address().0.into(),
+        None => endpoint.address().bytes().into(),
     }
 }
 

@@ -15,7 +15,8 @@ use tracing::{info, warn};
 
 use super::adopt::adopt;
 use super::maps::Maps;
-use super::migrate::{self, Pinned};
+use super::migrate::{self, Former};
+use super::moves::{self, Move};
 use super::object::{self, MapKind, MapSpec, PROGRAMS};
 use super::pins::Pins;
 use super::sys;
@@ -29,6 +30,8 @@ pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
     cgroup: File,
+    /// Maps that the programs in force still write to, until they are exchanged.
+    formers: Vec<Former>,
     /// Held as long as this agent is the one that writes.
     _lock: File,
 }
@@ -55,34 +58,91 @@ pub fn load(config: &DatapathConfig) -> Result<Loaded> {
     })?;
     let lock = lock(&config.pin_path)?;
     let specs = object::maps(&config.sizes);
-    let mut moving = Vec::new();
+    let mut pinned = Vec::with_capacity(specs.len());
+    for spec in specs {
+        remove_if_there(&pins.next_map(spec.name))?;
+        pinned.push((spec, migrate::look(&pins.map(spec.name), &spec)?));
+    }
+    let moves = moves::plan(&pinned)?;
+    fits(&pins, &moves)?;
     let mut loader = EbpfLoader::new();
     let level = level(config.kernel_log);
     loader.override_global(aya_log::LEVEL, &level, true);
-    for spec in &specs {
-        let path = pins.map(spec.name);
+    for (spec, planned) in &moves {
         if spec.kind != MapKind::SocketStorage {
             loader.map_max_entries(spec.name, spec.entries);
         }
-        let path = match migrate::look(&path, spec)? {
-            Pinned::Absent | Pinned::Same => path,
-            Pinned::Differs { alike, value, entries } => {
-                moving.push((*spec, alike && spec.kind != MapKind::SocketStorage, value, entries));
-                let next = pins.next_map(spec.name);
-                remove_if_there(&next)?;
-                next
-            }
-        };
+        let path = if *planned == Move::Keep { pins.map(spec.name) } else { pins.next_map(spec.name) };
         loader.map_pin_path(spec.name, path);
     }
-    fits(&pins, &moving, &specs)?;
-    let ebpf = loader.load(object).context("loading the kernel programs' maps")?;
-    let mut loaded = Loaded { ebpf, pins, cgroup, _lock: lock };
-    loaded.load_programs()?;
-    for (spec, alike, value, _) in moving {
-        loaded.move_map(&spec, alike, value)?;
+    let ebpf = loader.load(object).context("loading the kernel programs' maps");
+    let moved = ebpf.and_then(|mut ebpf| {
+        load_programs(&mut ebpf)?;
+        let formers = copy(&pins, &moves)?;
+        Ok((ebpf, formers))
+    });
+    let (ebpf, formers) = match moved {
+        Ok(moved) => moved,
+        Err(error) => {
+            // Nothing has changed but for these.
+            specs.iter().try_for_each(|spec| remove_if_there(&pins.next_map(spec.name)))?;
+            return Err(error);
+        }
+    };
+    for (spec, _) in moves.iter().filter(|(_, planned)| *planned != Move::Keep) {
+        let next = pins.next_map(spec.name);
+        fs::rename(&next, pins.map(spec.name)).with_context(|| format!("renaming {}", next.display()))?;
     }
-    Ok(loaded)
+    Ok(Loaded { ebpf, pins, cgroup, formers, _lock: lock })
+}
+
+/// Two threads, since the verifier takes most of the time that an agent needs to start.
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
+    if let Some(missing) = PROGRAMS.iter().find(|wanted| !programs.iter().any(|(name, _)| name == *wanted)) {
+        bail!("the object has no program {missing}");
+    }
+    // Those of IPv4 and those of IPv6 are alike in size.
+    programs.sort_by_key(|(name, _)| name.ends_with('6'));
+    let half = programs.iter().take_while(|(name, _)| !name.ends_with('6')).count();
+    let (one, other) = programs.split_at_mut(half);
+    std::thread::scope(|scope| {
+        let other =
+            scope.spawn(|| other.iter_mut().try_for_each(|(name, program)| load_program(name, program)));
+        one.iter_mut().try_for_each(|(name, program)| load_program(name, program))?;
+        other.join().map_err(|_panic| anyhow!("loading the kernel programs failed"))?
+    })
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows 28 types of programs, this object has three")]
+fn load_program(name: &str, program: &mut Program) -> Result<()> {
+    match program {
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => bail!("program {name} is of a type that is not expected"),
+    }
+    .with_context(|| format!("the kernel refused program {name}"))
+}
+
+/// Fills the maps that take the place of others.
+fn copy(pins: &Pins, moves: &[(MapSpec, Move)]) -> Result<Vec<Former>> {
+    let mut formers = Vec::new();
+    for (spec, planned) in moves {
+        match planned {
+            Move::Keep => {}
+            Move::Copy { value } => {
+                let former = Former::copy(&pins.map(spec.name), &pins.next_map(spec.name), spec, *value)
+                    .with_context(|| format!("copying map {} to its new layout", spec.name))?;
+                info!(map = spec.name, entries = spec.entries, "copied a map to its new layout");
+                formers.push(former);
+            }
+            Move::Empty => {
+                warn!(map = spec.name, "a map begins empty: its old contents have another form");
+            }
+        }
+    }
+    Ok(formers)
 }
 
 impl Loaded {
@@ -99,38 +159,6 @@ impl Loaded {
     /// The object, for its log.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
-    }
-
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "aya knows 28 types of programs, this object has three"
-    )]
-    fn load_programs(&mut self) -> Result<()> {
-        for name in PROGRAMS {
-            let program =
-                self.ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
-            match program {
-                Program::CgroupSock(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::SockOps(program) => program.load(),
-                _ => bail!("program {name} is of a type that is not expected"),
-            }
-            .with_context(|| format!("the kernel refused program {name}"))?;
-        }
-        Ok(())
-    }
-
-    /// Fills the map that follows one of another layout, and gives it its name.
-    fn move_map(&self, spec: &MapSpec, alike: bool, value: u32) -> Result<()> {
-        let (old, next) = (self.pins.map(spec.name), self.pins.next_map(spec.name));
-        if alike {
-            let copied = migrate::copy(&old, &next, spec, value)
-                .with_context(|| format!("migrating map {} to its new layout", spec.name))?;
-            info!(map = spec.name, copied, "migrated a map to its new layout");
-        } else {
-            warn!(map = spec.name, "a map begins empty: its old contents have another form");
-        }
-        fs::rename(&next, &old).with_context(|| format!("renaming {}", next.display()))
     }
 
     /// Puts the programs in force: each in the place of its predecessor, or attached anew. What undoes a rewrite comes
@@ -150,6 +178,9 @@ impl Loaded {
                 attach(program, &self.cgroup, &pin).with_context(|| format!("attaching program {name}"))?;
             }
             attached.push(Attached { name, replaced, id });
+        }
+        for former in self.formers.drain(..) {
+            former.settle().context("adding what was counted while the programs were exchanged")?;
         }
         Ok(attached)
     }
@@ -194,12 +225,25 @@ fn attach(program: &mut Program, cgroup: &File, pin: &Path) -> Result<()> {
 }
 
 /// Refuses sizes that are smaller than what is in use, before anything has changed.
-fn fits(pins: &Pins, moving: &[(MapSpec, bool, u32, u32)], specs: &[MapSpec]) -> Result<()> {
-    let arrays = [map::PAGES, map::BACKENDS, map::ROTATION];
-    if !moving
-        .iter()
-        .any(|(spec, alike, _, entries)| *alike && arrays.contains(&spec.name) && spec.entries < *entries)
-    {
+fn fits(pins: &Pins, moves: &[(MapSpec, Move)]) -> Result<()> {
+    let copied =
+        |name: &str| moves.iter().find(|(spec, m)| spec.name == name && matches!(m, Move::Copy { .. }));
+    for (name, flag) in [
+        (map::SERVICES, "--max-services"),
+        (map::WORKLOADS, "--max-workloads"),
+        (map::COUNTERS, "--max-counters"),
+    ] {
+        if let Some((spec, _)) = copied(name) {
+            let count = migrate::count(&pins.map(name), spec)?;
+            if count > spec.entries as usize {
+                bail!(
+                    "{flag}: {} entries of {name} are fewer than the {count} in use; {REMEDY}",
+                    spec.entries
+                );
+            }
+        }
+    }
+    if ![map::PAGES, map::BACKENDS, map::ROTATION].into_iter().any(|name| copied(name).is_some()) {
         return Ok(());
     }
     let maps = Maps::open(pins)?;
@@ -212,17 +256,19 @@ fn fits(pins: &Pins, moving: &[(MapSpec, bool, u32, u32)], specs: &[MapSpec]) ->
         (map::BACKENDS, "--max-backends", backends),
         (map::ROTATION, "--max-services", numbers),
     ] {
-        let size = specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.entries);
+        let size = moves.iter().find(|(spec, _)| spec.name == name).map_or(0, |(spec, _)| spec.entries);
         if let Some(highest) = highest
             && highest >= size
         {
             bail!(
-                "{flag}: {size} entries of {name} are fewer than are in use (up to number {highest}); use a larger size, or `mesh-agent uninstall` first"
+                "{flag}: {size} entries of {name} are fewer than are in use (up to number {highest}); {REMEDY}"
             );
         }
     }
     Ok(())
 }
+
+const REMEDY: &str = "use a larger size, or `mesh-agent uninstall` first";
 
 fn lock(pin_path: &Path) -> Result<File> {
     let folder = File::open(pin_path).with_context(|| format!("opening {}", pin_path.display()))?;

@@ -63,7 +63,7 @@ impl Walk {
 /// FNV-1a with a seed and a final mix; the same on every node and in every version.
 fn hash(endpoint: &Endpoint, seed: u64) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325 ^ seed;
-    for byte in endpoint.address().0.into_iter().chain(endpoint.wire_port()) {
+    for byte in endpoint.address().bytes().into_iter().chain(endpoint.port().to_be_bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     hash ^= hash >> 33;
@@ -79,9 +79,7 @@ mod tests {
     use mesh_common::abi::Address;
 
     fn backends(count: u8, weight: u32) -> Vec<(Endpoint, u32)> {
-        (0..count)
-            .map(|i| (Endpoint::from_wire(Address::from_v4([10, 0, 0, i]), 80u16.to_be_bytes()), weight))
-            .collect()
+        (0..count).map(|i| (Endpoint::new(Address::from_v4([10, 0, 0, i]), 80), weight)).collect()
     }
 
     fn shares(table: &[usize], count: usize) -> Vec<usize> {

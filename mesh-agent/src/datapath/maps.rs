@@ -48,13 +48,8 @@ impl Maps {
     /// Does one write of a plan.
     pub fn write(&mut self, write: &Write) -> Result<(), MapError> {
         match write {
-            Write::Backend(number, slot) => {
-                // A slot that was never used has a load of zero already.
-                if slot.incarnation > 1 {
-                    self.loads.set(*number, Load::default(), 0)?;
-                }
-                self.backends.set(*number, slot, 0)
-            }
+            Write::Backend(number, slot) => self.backends.set(*number, slot, 0),
+            Write::NoLoad(number) => self.loads.set(*number, Load::default(), 0),
             Write::Page(number, page) => self.pages.set(*number, **page, 0),
             Write::Publish(key, pointer) => self.services.insert(key, pointer, 0),
             Write::Remove(key) => gone(self.services.remove(key)),

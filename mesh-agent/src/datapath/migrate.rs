@@ -1,36 +1,31 @@
 //! Copies what a map holds into one of another size or of a longer value, when the layout has changed.
 //!
-//! Values only ever grow at their end, so an old value is the head of a new one, and the rest is zero.
+//! Values only ever grow at their end, so an old value is the head of a new one, and the rest is zero. The programs in force
+//! write to the old map until they are exchanged; what they counted meanwhile is added afterwards.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::maps::{MapData, MapInfo};
+use mesh_common::abi::map;
 
+use super::moves::Pinned;
 use super::object::{MapKind, MapSpec};
 use super::sys::RawMap;
 
-/// What is pinned, compared with what is wanted.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Pinned {
-    /// Nothing.
-    Absent,
-    /// As wanted.
-    Same,
-    /// With another layout; its bytes of a key and of a value, and its size.
-    Differs {
-        /// Of the same type and key: its contents can be copied.
-        alike: bool,
-        /// Bytes of a value.
-        value: u32,
-        /// Most entries.
-        entries: u32,
-    },
+/// A map of which another has taken the place.
+pub struct Former {
+    spec: MapSpec,
+    value: u32,
+    old: MapData,
+    new: MapData,
+    copied: HashMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Looks at the pin.
+/// Looks at a pin.
 pub fn look(path: &Path, spec: &MapSpec) -> Result<Pinned> {
     if !path.exists() {
         return Ok(Pinned::Absent);
@@ -42,40 +37,109 @@ pub fn look(path: &Path, spec: &MapSpec) -> Result<Pinned> {
     if (kind, key, value, entries) == (spec.kind as u32, spec.key, spec.value, spec.entries) {
         return Ok(Pinned::Same);
     }
-    Ok(Pinned::Differs { alike: kind == spec.kind as u32 && key == spec.key, value, entries })
+    Ok(Pinned::Differs { alike: kind == spec.kind as u32 && key == spec.key, value })
 }
 
-/// Copies all entries of the map at `from`, whose values have `value` bytes, to the one at `to`; how many there were.
-///
-/// Arrays are copied up to the smaller of the two sizes: the caller has made sure that what is in use fits.
-pub fn copy(from: &Path, to: &Path, spec: &MapSpec, value: u32) -> Result<usize> {
-    if spec.kind == MapKind::SocketStorage {
-        bail!("the records of open sockets cannot be copied");
-    }
-    if value > spec.value {
-        bail!("values of {value} bytes do not fit into {}", spec.value);
-    }
-    let (old, new) = (MapData::from_pin(from)?, MapData::from_pin(to)?);
-    let cpus = if spec.kind.per_cpu() { aya::util::nr_cpus().map_err(|(_, error)| error)? } else { 1 };
-    // The kernel pads values for each CPU to eight bytes.
-    let stride =
-        |size: u32| if spec.kind.per_cpu() { size.next_multiple_of(8) as usize } else { size as usize };
-    let source = RawMap { fd: old.fd().as_fd(), key: spec.key as usize, value: stride(value) * cpus };
-    let target = RawMap { fd: new.fd().as_fd(), key: spec.key as usize, value: stride(spec.value) * cpus };
-    let mut copied = 0;
-    let mut key = source.next(None)?;
+/// How many entries the map at `path` has.
+pub fn count(path: &Path, spec: &MapSpec) -> Result<usize> {
+    let data = MapData::from_pin(path)?;
+    let map = RawMap { fd: data.fd().as_fd(), key: spec.key as usize, value: 0 };
+    let mut count = 0;
+    let mut key = map.next(None)?;
     while let Some(at) = key {
-        if let Some(bytes) = source.get(&at)? {
-            match target.set(&at, &widen(&bytes, stride(value), stride(spec.value))) {
-                Ok(()) => copied += 1,
-                // An array that has become smaller ends here.
-                Err(error) if spec.kind.array() && error.raw_os_error() == Some(libc::E2BIG) => break,
-                Err(error) => return Err(full(error, spec)),
+        count += 1;
+        key = map.next(Some(&at))?;
+    }
+    Ok(count)
+}
+
+impl Former {
+    /// Copies all entries of the map at `from`, whose values have `value` bytes, to the one at `to`.
+    ///
+    /// Arrays are copied up to the smaller of the two sizes: the caller has made sure that what is in use fits.
+    pub fn copy(from: &Path, to: &Path, spec: &MapSpec, value: u32) -> Result<Self> {
+        let (old, new) = (MapData::from_pin(from)?, MapData::from_pin(to)?);
+        let mut former = Self { spec: *spec, value, old, new, copied: HashMap::new() };
+        let mut copied = HashMap::new();
+        let counts = spec.name == map::LOADS || spec.name == map::COUNTERS;
+        former.each(|former, key, bytes| {
+            let wide = widen(&bytes, former.stride(value), former.stride(spec.value));
+            former.target()?.set(&key, &wide)?;
+            if counts && bytes.iter().any(|byte| *byte != 0) {
+                copied.insert(key, bytes);
+            }
+            Ok(())
+        })?;
+        former.copied = copied;
+        Ok(former)
+    }
+
+    /// Adds what came into the old map since it was copied. Nothing writes to it any more.
+    pub fn settle(&self) -> Result<()> {
+        if self.spec.kind == MapKind::LruHash {
+            let wide = |bytes: &[u8]| widen(bytes, self.value as usize, self.spec.value as usize);
+            return self.each(|former, key, bytes| former.target()?.add(&key, &wide(&bytes)));
+        }
+        if self.spec.name != map::LOADS && self.spec.name != map::COUNTERS {
+            return Ok(());
+        }
+        self.each(|former, key, bytes| {
+            let before = former.copied.get(&key);
+            if before == Some(&bytes) || (before.is_none() && bytes.iter().all(|byte| *byte == 0)) {
+                return Ok(());
+            }
+            let wide =
+                |bytes: &[u8]| widen(bytes, former.stride(former.value), former.stride(former.spec.value));
+            let (then, now) = (before.map(|bytes| wide(bytes)), wide(&bytes));
+            let target = former.target()?;
+            let current = target.get(&key)?;
+            let sum = |at: usize| {
+                let of = |bytes: Option<&Vec<u8>>| bytes.map_or(0, |bytes| word(bytes, at));
+                of(current.as_ref()).wrapping_add(word(&now, at)).wrapping_sub(of(then.as_ref()))
+            };
+            let added: Vec<u8> = (0..now.len() / 8).flat_map(|at| sum(at).to_ne_bytes()).collect();
+            target.set(&key, &added)
+        })
+    }
+
+    /// Calls `each` for all entries of the old map, or up to where the new one ends.
+    fn each(&self, mut each: impl FnMut(&Self, Vec<u8>, Vec<u8>) -> io::Result<()>) -> Result<()> {
+        let size = self.stride(self.value) * self.cpus()?;
+        let source = RawMap { fd: self.old.fd().as_fd(), key: self.spec.key as usize, value: size };
+        let mut key = source.next(None)?;
+        while let Some(at) = key {
+            key = source.next(Some(&at))?;
+            let Some(bytes) = source.get(&at)? else { continue };
+            match each(self, at, bytes) {
+                Ok(()) => {}
+                Err(error) if self.spec.kind.array() && error.raw_os_error() == Some(libc::E2BIG) => break,
+                Err(error) => return Err(error.into()),
             }
         }
-        key = source.next(Some(&at))?;
+        Ok(())
     }
-    Ok(copied)
+
+    fn target(&self) -> io::Result<RawMap<'_>> {
+        let value = self.stride(self.spec.value) * self.cpus()?;
+        Ok(RawMap { fd: self.new.fd().as_fd(), key: self.spec.key as usize, value })
+    }
+
+    /// The kernel pads values for each CPU to eight bytes.
+    fn stride(&self, size: u32) -> usize {
+        if self.spec.kind.per_cpu() { size.next_multiple_of(8) as usize } else { size as usize }
+    }
+
+    fn cpus(&self) -> io::Result<usize> {
+        if self.spec.kind.per_cpu() { aya::util::nr_cpus().map_err(|(_, error)| error) } else { Ok(1) }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    if let Some(found) = bytes.get(at * 8..at * 8 + 8) {
+        word.copy_from_slice(found);
+    }
+    u64::from_ne_bytes(word)
 }
 
 fn widen(bytes: &[u8], from: usize, to: usize) -> Vec<u8> {
@@ -85,13 +149,6 @@ fn widen(bytes: &[u8], from: usize, to: usize) -> Vec<u8> {
         wide.resize(wide.len() + to - from, 0);
     }
     wide
-}
-
-fn full(error: io::Error, spec: &MapSpec) -> anyhow::Error {
-    anyhow::Error::new(error).context(format!(
-        "the pinned map {} does not fit into {} entries; use at least its former size",
-        spec.name, spec.entries
-    ))
 }
 
 #[cfg(test)]

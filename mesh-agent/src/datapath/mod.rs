@@ -11,6 +11,7 @@ pub mod load;
 pub mod maglev;
 pub mod maps;
 pub mod migrate;
+pub mod moves;
 pub mod object;
 pub mod pins;
 pub mod pool;
@@ -33,6 +34,10 @@ use self::maps::Maps;
 use crate::config::{DatapathConfig, MapSizes};
 use crate::workloads;
 
+/// How often refused services are tried again, and how many at a time: each costs as much as putting it in force.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
+const RETRIES: usize = 100;
+
 /// Programs, maps, and what is known of their contents.
 pub struct Datapath {
     loaded: Loaded,
@@ -46,6 +51,10 @@ pub struct Datapath {
     /// Why services are not in force as they should be.
     refused: BTreeMap<Arc<str>, String>,
     programs: Vec<Attached>,
+    /// Service ports that nobody has any more.
+    orphans: HashSet<ServiceKey>,
+    /// When refused services are tried again, whether there seems to be room or not.
+    try_again: Instant,
     failures: u64,
     retries: u64,
     /// Affinities and UDP flows, as they were last counted.
@@ -73,7 +82,8 @@ impl Datapath {
         if !ports.is_empty() || !broken.is_empty() {
             info!(services = ports.len(), broken = broken.len(), "adopted what is in the kernel");
         }
-        let ledger = Ledger::new(config.sizes, ports, broken, &maps.slots().context("reading BACKENDS")?);
+        let slots = maps.slots().context("reading BACKENDS")?;
+        let ledger = Ledger::new(config.sizes, ports, broken, &slots, first_incarnation());
         drop(contents);
         let found =
             maps.enrolled().context("reading the enrolled workloads")?.into_iter().map(|(cgroup, _)| cgroup);
@@ -87,6 +97,8 @@ impl Datapath {
             identities: HashMap::new(),
             refused: BTreeMap::new(),
             programs: Vec::new(),
+            orphans: HashSet::new(),
+            try_again: Instant::now(),
             failures: 0,
             retries: 0,
             filled: (0, 0),
@@ -109,6 +121,14 @@ impl Datapath {
     /// Puts the frontends of a service in force and takes out those that it no longer has. What cannot be done now is
     /// remembered in [`Datapath::refused`], and the rest is done all the same.
     pub fn put(&mut self, service: &Arc<str>, frontends: &[Frontend], now: Instant) -> Result<(), String> {
+        let done = self.place(service, frontends, now);
+        self.sweep(now);
+        done
+    }
+
+    /// [`Datapath::put`] for one service of several that change together: what it no longer has stays in the kernel until
+    /// [`Datapath::sweep`], so that another service can take it over without a moment between.
+    pub fn place(&mut self, service: &Arc<str>, frontends: &[Frontend], now: Instant) -> Result<(), String> {
         let mut wrong = Vec::new();
         for frontend in frontends {
             match self.ledger.plan_put(service, frontend) {
@@ -123,11 +143,9 @@ impl Datapath {
         let unwanted: Vec<_> =
             self.ledger.owned(service).iter().filter(|key| !wanted.contains(key)).copied().collect();
         for key in unwanted {
-            if let Some(change) = self.ledger.plan_remove(&key) {
-                wrong.extend(self.execute(change, now).err());
-            }
+            self.ledger.disown(&key);
+            self.orphans.insert(key);
         }
-        self.free_backends(now);
         if wrong.is_empty() {
             self.refused.remove(service);
             return Ok(());
@@ -140,23 +158,37 @@ impl Datapath {
         Err(reason)
     }
 
+    /// Takes out what no service has any more, and frees what that used.
+    pub fn sweep(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.orphans) {
+            if !self.ledger.is_unowned(&key) {
+                continue;
+            }
+            if let Some(change) = self.ledger.plan_remove(&key)
+                && self.execute(change, now).is_err()
+            {
+                // Counted; again with the next tick.
+                self.orphans.insert(key);
+            }
+        }
+        self.free_backends(now);
+    }
+
     /// Takes out everything that belongs to no service of the snapshot, once that is whole.
     pub fn retain(&mut self, known: impl Fn(&str) -> bool, now: Instant) {
         let strangers: Vec<Arc<str>> = self.ledger.owners().filter(|owner| !known(owner)).cloned().collect();
         for service in strangers {
-            // What fails stays in the ledger and comes again with the next tick.
-            if self.put(&service, &[], now).is_ok() {
-                self.refused.remove(&service);
+            for key in self.ledger.owned(&service).to_vec() {
+                self.ledger.disown(&key);
             }
+            self.refused.remove(&service);
         }
-        for key in self.ledger.unowned() {
-            if let Some(change) = self.ledger.plan_remove(&key)
-                && self.execute(change, now).is_ok()
-            {
-                info!(service = ledger::show(&key), "took out a service that is no more");
-            }
+        let unowned = self.ledger.unowned();
+        if !unowned.is_empty() {
+            info!(services = unowned.len(), "taking out services that are no more");
         }
-        self.free_backends(now);
+        self.orphans.extend(unowned);
+        self.sweep(now);
     }
 
     fn execute(&mut self, change: Change, now: Instant) -> Result<(), String> {
@@ -181,6 +213,13 @@ impl Datapath {
     }
 
     fn free_backends(&mut self, now: Instant) {
+        while let Some((number, slot)) = self.ledger.renounced() {
+            if let Err(error) = self.maps.free(number, slot) {
+                self.failed("a free backend slot", &error);
+                return;
+            }
+            self.ledger.renewed();
+        }
         while let Some((number, slot)) = self.ledger.leaving() {
             if let Err(error) = self.maps.free(number, slot) {
                 self.failed("a free backend slot", &error);
@@ -190,11 +229,15 @@ impl Datapath {
         }
     }
 
-    /// Does what has been waiting; the services to try again, if there are any.
+    /// Does what has been waiting; some services to try again, if there may be room for them.
     pub fn tick(&mut self, now: Instant) -> Vec<Arc<str>> {
-        self.free_backends(now);
-        self.ledger.wake(now);
-        let again: Vec<Arc<str>> = self.refused.keys().cloned().collect();
+        self.sweep(now);
+        let room = self.ledger.wake(now);
+        if self.refused.is_empty() || !(room || now >= self.try_again) {
+            return Vec::new();
+        }
+        self.try_again = now + RETRY;
+        let again: Vec<Arc<str>> = self.refused.keys().take(RETRIES).cloned().collect();
         self.retries += again.len() as u64;
         again
     }
@@ -252,7 +295,9 @@ impl Datapath {
                 || (key.service != 0 && !services.contains(&key.service))
                 || (key.source != 0 && !live.contains(&key.source))
         };
-        match self.maps.prune(gone) {
+        let pruned = self.maps.prune(gone);
+        self.identities.retain(|identity, _| live.contains(&identity.0));
+        match pruned {
             Ok(0) => {}
             Ok(removed) => info!(removed, "removed counters of what has gone"),
             Err(error) => {
@@ -329,6 +374,13 @@ impl Datapath {
             of(map::COUNTERS, self.maps.counted(), self.sizes.counters),
         ]
     }
+}
+
+/// Of backend slots that were never used: another one at each start, so that what sockets remember of slots whose map had to
+/// begin anew is never taken for the present.
+fn first_incarnation() -> u32 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(1, |since| since.as_secs() as u32 | 1)
 }
 
 /// What the operating system said.

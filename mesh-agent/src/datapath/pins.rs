@@ -33,6 +33,22 @@ impl Pins {
     }
 }
 
+/// The lock on a pin path that no agent uses, as long as it is held; `None` where there is nothing.
+pub fn idle(pin_path: &Path) -> io::Result<Option<fs::File>> {
+    let folder = match fs::File::open(pin_path) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, "an agent is running on it; stop that first"))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Removes links first, so that no program runs on maps that go; says what it removed. What is not there is no error.
 pub fn remove(pin_path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();

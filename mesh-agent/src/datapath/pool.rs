@@ -48,6 +48,16 @@ impl Pool {
         }
     }
 
+    /// Whether a number of [`Pool::peek`] was never taken.
+    pub fn unused(&self, number: u32) -> bool {
+        number >= self.next
+    }
+
+    /// How many numbers can be taken now.
+    pub fn available(&self) -> usize {
+        (self.limit.saturating_sub(self.next)) as usize + self.free.len()
+    }
+
     /// Gives a number back; it may be taken again after its rest.
     pub fn release(&mut self, number: u32, now: Instant) {
         self.resting.push_back((now + REST, number));

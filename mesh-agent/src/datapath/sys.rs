@@ -120,8 +120,22 @@ impl RawMap<'_> {
 
     /// Sets the value of `key`.
     pub(super) fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.update(key, value, 0)
+    }
+
+    /// Sets the value of `key` unless it has one.
+    pub(super) fn add(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        const BPF_NOEXIST: u64 = 1;
+        match self.update(key, value, BPF_NOEXIST) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         let (key, value) = (sized(key, self.key)?, sized(value, self.value)?);
-        call(BPF_MAP_UPDATE_ELEM, &self.element(key.as_ptr() as u64, value.as_ptr() as u64)).map(|_| ())
+        let element = Element { flags, ..self.element(key.as_ptr() as u64, value.as_ptr() as u64) };
+        call(BPF_MAP_UPDATE_ELEM, &element).map(|_| ())
     }
 
     fn element(&self, key: u64, value: u64) -> Element {

@@ -16,7 +16,7 @@ use prost::Message;
 
 use super::intern::Interner;
 use super::model::{
-    Algorithm, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope, Service,
+    Account, Algorithm, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope, Service,
     ServicePort, Versioned, Workload,
 };
 
@@ -169,10 +169,13 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,
         cgroup: kept("mesh.dev/workload.cgroup", &extension.cgroup)?,
     };
-    Ok(Workload {
-        uid: uid.into(),
+    let account = Account {
         namespace: interner.string(&message.namespace),
         service_account: interner.string(&message.service_account),
+    };
+    Ok(Workload {
+        uid: uid.into(),
+        account: interner.account(account),
         addresses: addresses.into(),
         memberships: interner.memberships(memberships),
         place: interner.place(place),

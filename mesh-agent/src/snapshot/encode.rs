@@ -106,8 +106,8 @@ fn workload(of: &Workload) -> wire::Workload {
     };
     wire::Workload {
         uid: of.uid.to_string(),
-        namespace: of.namespace.to_string(),
-        service_account: of.service_account.to_string(),
+        namespace: of.account.namespace.to_string(),
+        service_account: of.account.service_account.to_string(),
         addresses: of.addresses.iter().map(|a| bytes(*a)).collect(),
         network: of.network.to_string(),
         node: of.node.to_string(),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::model::{Locality, Membership, Place};
+use super::model::{Account, Locality, Membership, Place};
 
 /// The strings and records in use, so that equal ones share their memory.
 ///
@@ -13,6 +13,7 @@ use super::model::{Locality, Membership, Place};
 pub struct Interner {
     node: Box<str>,
     strings: Pool<str>,
+    accounts: Pool<Account>,
     localities: Pool<Locality>,
     places: Pool<Place>,
     memberships: Pool<[Membership]>,
@@ -31,6 +32,10 @@ impl Interner {
 
     pub(super) fn string(&mut self, text: &str) -> Arc<str> {
         self.strings.get(text, |text| Arc::from(text))
+    }
+
+    pub(super) fn account(&mut self, account: Account) -> Arc<Account> {
+        self.accounts.get_owned(account)
     }
 
     pub(super) fn locality(&mut self, locality: Locality) -> Arc<Locality> {

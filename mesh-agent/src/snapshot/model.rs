@@ -147,6 +147,51 @@ pub struct Membership {
     pub terminating: bool,
 }
 
+/// Whose a workload is. Most of a deployment's pods share one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Account {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account; empty when it has none.
+    pub service_account: Arc<str>,
+}
+
+/// Addresses of a workload. One, the usual case, needs no memory of its own.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Addresses(AddressRepr);
+
+#[derive(Clone, PartialEq, Eq)]
+enum AddressRepr {
+    One(IpAddr),
+    List(Box<[IpAddr]>),
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(list: Vec<IpAddr>) -> Self {
+        match list.as_slice() {
+            [one] => Self(AddressRepr::One(*one)),
+            _ => Self(AddressRepr::List(list.into())),
+        }
+    }
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match &self.0 {
+            AddressRepr::One(one) => std::slice::from_ref(one),
+            AddressRepr::List(list) => list,
+        }
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
 /// What the workloads of a node have in common. Its fields are read through [`Workload`], which derefs to it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -175,12 +220,10 @@ pub struct Place {
 pub struct Workload {
     /// Unique name, `CLUSTER/GROUP/KIND/NAMESPACE/NAME[/MORE]`.
     pub uid: Arc<str>,
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Service account; empty when it has none.
-    pub service_account: Arc<str>,
+    /// Namespace and service account.
+    pub account: Arc<Account>,
     /// Addresses; none for a workload known by name only.
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Addresses,
     /// Services it belongs to, each once, in order of their keys.
     pub memberships: Arc<[Membership]>,
     /// Where it runs and how it fares; shared with its like.
@@ -224,8 +267,12 @@ pub struct Version(Repr);
 #[derive(Clone, PartialEq, Eq)]
 enum Repr {
     Hex { value: u64, digits: u8 },
-    Text(Box<str>),
+    // A thin pointer: with a wide one, every version would be half as large again.
+    Text(Box<Long>),
 }
+
+#[derive(Clone, PartialEq, Eq)]
+struct Long(Box<str>);
 
 impl From<&str> for Version {
     fn from(text: &str) -> Self {
@@ -234,7 +281,7 @@ impl From<&str> for Version {
         let value = short.then(|| u64::from_str_radix(text, 16).ok()).flatten();
         match (value, u8::try_from(text.len())) {
             (Some(value), Ok(digits)) => Self(Repr::Hex { value, digits }),
-            _ => Self(Repr::Text(text.into())),
+            _ => Self(Repr::Text(Box::new(Long(text.into())))),
         }
     }
 }
@@ -243,7 +290,7 @@ impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Repr::Hex { value, digits } => write!(f, "{value:0width$x}", width = usize::from(*digits)),
-            Repr::Text(text) => f.write_str(text),
+            Repr::Text(text) => f.write_str(&text.0),
         }
     }
 }

@@ -187,8 +187,7 @@ impl Snapshot {
 fn same_backend(a: &Workload, b: &Workload) -> bool {
     a.place == b.place
         && a.addresses == b.addresses
-        && a.namespace == b.namespace
-        && a.service_account == b.service_account
+        && a.account == b.account
 }
 
 /// A record in a set, found by its name.

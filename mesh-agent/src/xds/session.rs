@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use mesh_common::api::ADDRESS_TYPE;
+use mesh_common::api::{ADDRESS_TYPE, COMPLETE};
 use mesh_common::api::envoy::config::core::v3::{Locality, Node};
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_common::api::google::rpc::Status;
@@ -15,7 +15,7 @@ use crate::snapshot::{Delta, Interner, Rejected, decode};
 /// may follow.
 const PAGE: usize = 1_000;
 const PAGE_BYTES: usize = 2 << 20;
-/// Delta xDS has no mark for "that was all", so silence is one. After a full page a busy control plane gets more time,
+/// Delta xDS has no mark for "that was all". Our control plane adds one; of any other, silence is one. After a full page a busy control plane gets more time,
 /// since what it has not sent in time would count as gone.
 const SILENCE: Duration = Duration::from_millis(200);
 const SILENCE_AFTER_PAGE: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ pub struct Change {
     pub delta: Delta,
     /// Resources that could not be decoded.
     pub rejected: Vec<Rejected>,
-    /// When silence has lasted for so long after it, the control plane has said all that it knows.
+    /// When silence has lasted for so long after it, the control plane has said all that it knows; zero: it has now.
     pub patience: Duration,
     /// To answer with.
     pub nonce: String,
@@ -128,6 +128,9 @@ impl Session {
 }
 
 fn patience(response: &DeltaDiscoveryResponse) -> Duration {
+    if response.system_version_info.ends_with(COMPLETE) {
+        return Duration::ZERO;
+    }
     let items = response.resources.len() + response.removed_resources.len();
     let bytes =
         || response.resources.iter().flat_map(|r| &r.resource).map(|any| any.value.len()).sum::<usize>();

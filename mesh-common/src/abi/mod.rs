@@ -23,10 +23,8 @@ pub use reason::Reason;
 pub use socket::{FlowKey, FlowValue, Socket, SourceKey};
 pub use workload::{WorkloadIdentity, identity_of};
 
-/// Version of the map layouts as a whole; raised when a map's key or the meaning of a value changes.
-pub const LAYOUT: u32 = 1;
-
-/// Names of the maps, as they are in the object and under the pin path.
+/// Names of the maps, as they are in the object and under the pin path. A map whose key or meaning changes gets another name;
+/// a value may grow at its end under the old one.
 pub mod map {
     /// [`super::ServiceKey`] → [`super::Pointer`] (hash). Writer: agent.
     pub const SERVICES: &str = "SERVICES";

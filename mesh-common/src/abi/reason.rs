@@ -10,9 +10,9 @@ pub enum Reason {
     NotService = 1,
     /// Refused: the service has no backend that may be used.
     NoBackends = 2,
-    /// A pointer led to a page that was just replaced; looked up again.
+    /// A pointer led to a page of another service; looked up again.
     Stale = 3,
-    /// Refused: still stale after the last try.
+    /// Refused: stale again, or the backend has been given to another service.
     StaleTwice = 4,
     /// Refused: the service's tree leads nowhere.
     BrokenTree = 5,

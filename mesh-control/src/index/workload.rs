@@ -71,8 +71,10 @@ impl Index {
         if pod.spec.host_network {
             workload.network_mode = NetworkMode::HostNetwork.into();
         }
-        let extension =
-            WorkloadExtension { pod_uid: pod.metadata.uid.clone(), ..WorkloadExtension::default() };
+        // The kubelet names the cgroup of a static pod after the hash of its manifest, not after the uid of its mirror.
+        let static_pod = pod.metadata.annotations.get("kubernetes.io/config.hash");
+        let pod_uid = static_pod.unwrap_or(&pod.metadata.uid).clone();
+        let extension = WorkloadExtension { pod_uid, ..WorkloadExtension::default() };
         Some(Draft { workload, extension, members, state: own_state(pod) })
     }
 

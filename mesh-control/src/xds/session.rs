@@ -69,6 +69,8 @@ pub(super) struct Response {
     pub(super) revision: Revision,
     pub(super) resources: Vec<Arc<Served>>,
     pub(super) removed: Vec<Name>,
+    /// With this one the client knows all that there was when it was made.
+    pub(super) complete: bool,
 }
 
 impl Response {
@@ -206,6 +208,7 @@ impl Session {
         self.in_flight.push_back(InFlight { nonce: self.next_nonce, from, to: self.cursor, replaced });
         response.nonce = self.next_nonce.to_string();
         response.revision = self.cursor;
+        response.complete = ended;
         Next::Send(response)
     }
 

@@ -248,7 +248,7 @@ fn page_of(service: u32, index: u32) -> u32 {
 
 /// An address and port as maps hold them.
 pub fn endpoint(address: SocketAddr) -> Endpoint {
-    Endpoint::from_wire(mapped(address.ip()), address.port().to_be_bytes())
+    Endpoint::new(mapped(address.ip()), address.port())
 }
 
 /// A service's key.

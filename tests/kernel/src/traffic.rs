@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -48,23 +48,29 @@ impl Listeners {
 
     /// The index of the one with a new connection, and the connection.
     pub fn accept(&self) -> Result<(usize, TcpStream)> {
-        let mut found = None;
-        until("a connection at any backend", || {
+        self.waiting(PATIENCE)?.context("no connection at any backend")
+    }
+
+    /// As [`Listeners::accept`], but none is no error.
+    pub fn waiting(&self, patience: Duration) -> Result<Option<(usize, TcpStream)>> {
+        let end = Instant::now() + patience;
+        loop {
             for (index, listener) in self.0.iter().enumerate() {
                 match listener.accept() {
                     Ok((stream, _)) => {
                         stream.set_nonblocking(false)?;
                         stream.set_read_timeout(Some(PATIENCE))?;
-                        found = Some((index, stream));
-                        return Ok(true);
+                        return Ok(Some((index, stream)));
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error.into()),
                 }
             }
-            Ok(false)
-        })?;
-        found.context("no connection")
+            if Instant::now() > end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// How often each backend was reached by `count` connections to `address`.

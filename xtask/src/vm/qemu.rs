@@ -10,7 +10,7 @@ use super::Verdict;
 use crate::command::watch;
 
 /// Seconds for boot and tests together; a boot takes three, or ten on a busy machine.
-const LIMIT: &str = "180";
+const LIMIT: &str = "600";
 
 /// Runs until the machine powers itself off.
 ///

@@ -22,9 +22,8 @@ fn service() -> Service {
 fn workload(address: &str, node: &str, zone: &str) -> Workload {
     Workload {
         uid: format!("c//Pod/shop/{address}").into(),
-        namespace: "shop".into(),
-        service_account: "default".into(),
-        addresses: Box::new([address.parse().unwrap()]),
+        account: Arc::new(Account { namespace: "shop".into(), service_account: "default".into() }),
+        addresses: vec![address.parse().unwrap()].into(),
         memberships: Arc::new([member()]),
         place: Arc::new(Place {
             node: node.into(),
@@ -107,7 +106,7 @@ fn target_ports_come_from_the_workload_then_from_the_service() {
 #[test]
 fn each_family_gets_backends_of_its_own() {
     let mut both = workload("10.1.0.1", "n1", "z1");
-    both.addresses = Box::new(["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
+    both.addresses = vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into();
     let dual = Service {
         addresses: Box::new(["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()]),
         ..service()

@@ -33,6 +33,7 @@ impl Kernel {
                 assert!(!used, "backend {number} is written while it is in use");
                 self.backends.insert(*number, *slot);
             }
+            Write::NoLoad(_) => {}
             Write::Page(number, page) => {
                 assert!(!self.reachable().contains(number), "page {number} is written while it is published");
                 self.pages.insert(*number, **page);
@@ -89,7 +90,7 @@ impl Kernel {
     fn adopted(&self) -> Ledger {
         let contents = self.contents();
         let (ports, broken) = adopt(&contents);
-        Ledger::new(SIZES, ports, broken, &self.slots())
+        Ledger::new(SIZES, ports, broken, &self.slots(), 1)
     }
 }
 
@@ -136,7 +137,7 @@ fn vip(last: u8) -> ServiceKey {
 
 fn endpoint(n: u16) -> Endpoint {
     let [high, low] = n.to_be_bytes();
-    Endpoint::from_wire(Address::from_v4([10, 1, high, low]), 8080u16.to_be_bytes())
+    Endpoint::new(Address::from_v4([10, 1, high, low]), 8080)
 }
 
 fn frontend(key: ServiceKey, algorithm: Algorithm, weights: &[(u16, u32)]) -> Frontend {
@@ -209,7 +210,7 @@ fn any_sequence_of_changes_leaves_what_was_asked_for() {
             weights.insert(next(400) as u16, next(4) as u32 + 1);
         }
         let wanted = frontend(key, algorithm, &weights.into_iter().collect::<Vec<_>>());
-        world.put(&format!("ns/{}", key.endpoint().address().0[15]), &wanted).unwrap();
+        world.put(&format!("ns/{}", key.endpoint().address().bytes()[15]), &wanted).unwrap();
         assert_eq!(world.kernel.shares(&key), expected(&wanted));
     }
     let (pages, backends) = world.ledger.in_use();
@@ -278,7 +279,7 @@ fn full_maps_refuse_and_leave_what_is_there() {
     let small = MapSizes { services: 2, backends: 10, pages: 3, ..SIZES };
     let kernel = Kernel::default();
     let mut world = World {
-        ledger: Ledger::new(small, HashMap::new(), HashSet::new(), &[]),
+        ledger: Ledger::new(small, HashMap::new(), HashSet::new(), &[], 1),
         kernel,
         now: Instant::now(),
     };
@@ -317,7 +318,7 @@ fn a_reused_slot_has_another_incarnation_and_its_counters_are_named() {
     let small = MapSizes { backends: 1, ..SIZES };
     let kernel = Kernel::default();
     let mut world = World {
-        ledger: Ledger::new(small, HashMap::new(), HashSet::new(), &[]),
+        ledger: Ledger::new(small, HashMap::new(), HashSet::new(), &[], 1),
         kernel,
         now: Instant::now(),
     };

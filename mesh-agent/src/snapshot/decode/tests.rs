@@ -93,7 +93,7 @@ fn a_workload_is_read() {
     let workload = parsed_workload(extend_workload(message, &extension));
     assert_eq!((&*workload.uid, workload.name()), (POD, "web-1"));
     assert_eq!(
-        (&*workload.namespace, &*workload.service_account, &*workload.node),
+        (&*workload.account.namespace, &*workload.account.service_account, &*workload.node),
         ("shop", "web", "node-a")
     );
     assert_eq!((workload.healthy, workload.host_network, workload.weight), (false, true, 7));

@@ -108,6 +108,23 @@ fn what_goes_while_a_return_is_answered_is_removed() {
 }
 
 #[test]
+fn only_the_last_page_is_said_to_be_the_last() {
+    let names: Vec<String> = (0..2_500).map(|i| format!("n{i:04}")).collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    let contents = contents(&entries);
+    let mut session = subscribed(Request::default());
+    let mut complete = Vec::new();
+    loop {
+        match session.next(&contents) {
+            Next::Send(response) => complete.push((response.items(), response.complete)),
+            Next::Again => {}
+            Next::Idle | Next::TooFarBehind => break,
+        }
+    }
+    assert_eq!(complete, [(1_000, false), (1_000, false), (500, true)]);
+}
+
+#[test]
 fn acknowledgements_move_on_and_refusals_stand_until_newer_content_is_accepted() {
     let mut contents = contents(&[("a", 1), ("b", 1)]);
     let mut session = subscribed(Request::default());

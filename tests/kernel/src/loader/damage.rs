@@ -31,7 +31,12 @@ fn leftover(scene: &mut Scene) -> Result<()> {
         let agent = scene.restart(sizes)?;
         ensure!(agent.ledger().ports().len() == 1, "adopted {:?}", agent.ledger().ports().keys());
         ensure!(listeners.spread(vip, 2)? == [2], "not balanced");
-        ensure!(!next.exists(), "{} is still there after a start with {} services", next.display(), sizes.services);
+        ensure!(
+            !next.exists(),
+            "{} is still there after a start with {} services",
+            next.display(),
+            sizes.services
+        );
     }
     Ok(())
 }

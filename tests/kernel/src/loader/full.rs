@@ -49,7 +49,8 @@ fn backends(scene: &mut Scene) -> Result<()> {
     let mut agent = scene.start(MapSizes { backends: 2, ..SIZES }, &[("shop", shop)])?;
     let now = Instant::now();
     let name: Arc<str> = Arc::from("cart");
-    let refusal = agent.put(&name, std::slice::from_ref(&cart), now).err().context("a third backend was taken")?;
+    let refusal =
+        agent.put(&name, std::slice::from_ref(&cart), now).err().context("a third backend was taken")?;
     ensure!(refusal.contains("BACKENDS") && refusal.contains("--max-backends"), "refused with: {refusal}");
     ensure!(agent.refused().get("cart") == Some(&refusal), "refused are {:?}", agent.refused());
     ensure!(listeners.spread(vip, 4)? == [2, 2], "the service that was there is not as it was");
@@ -72,7 +73,11 @@ fn counters(scene: &mut Scene) -> Result<()> {
     let agent = scene.start(MapSizes { counters: 1, ..SIZES }, &[("shop", shop.clone())])?;
     ensure!(listeners.spread(vip, 9)? == [3, 3, 3], "not balanced");
     let held = (connect(vip)?, listeners.accept()?);
-    ensure!(open(&agent, &shop)?.iter().sum::<u64>() == 1, "loads are not counted: {:?}", open(&agent, &shop)?);
+    ensure!(
+        open(&agent, &shop)?.iter().sum::<u64>() == 1,
+        "loads are not counted: {:?}",
+        open(&agent, &shop)?
+    );
     ensure!(agent.counters()?.len() == 1, "{} counters", agent.counters()?.len());
     let attempts = counted(&agent, 1)?.attempts;
     ensure!((3..=4).contains(&attempts), "the one backend with a counter was reached {attempts} times");

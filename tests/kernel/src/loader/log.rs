@@ -42,8 +42,9 @@ fn logged(scene: &mut Scene) -> Result<()> {
     let mut silent = scene.start(SIZES, &[("shop", frontend(vip, Algorithm::RoundRobin, &[]))])?;
     let without = verified(&mut silent)?;
     drop(silent);
-    let mut agent = Datapath::prepare(&DatapathConfig { kernel_log: KernelLog::Debug, ..scene.config(SIZES) })
-        .context("with a log")?;
+    let mut agent =
+        Datapath::prepare(&DatapathConfig { kernel_log: KernelLog::Debug, ..scene.config(SIZES) })
+            .context("with a log")?;
     for (program, with) in verified(&mut agent)? {
         let without = without.get(&program).copied().unwrap_or_default();
         println!("verified {program}: {without} instructions without a log, {with} with one");

@@ -1,29 +1,34 @@
-//! An agent with other sizes, or of another version: what the maps hold goes with it.
+//! An agent with other sizes: what the maps hold goes with it.
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
-use aya::maps::{PerCpuHashMap, PerCpuValues};
+use anyhow::{Result, ensure};
 use mesh_agent::config::MapSizes;
 use mesh_agent::datapath::desired::Frontend;
-use mesh_common::abi::{Algorithm, CounterKey, Counters, map};
+use mesh_common::abi::{Algorithm, map};
 
 use super::Test;
-use super::foreign::{self, Layout};
 use super::scene::{SIZES, Scene, counted, frontend, open, put, under_load};
-use crate::runner::until;
 use crate::traffic::{HOST4, Listeners, VIP4, connect};
 
 /// The tests.
 pub(super) const TESTS: &[Test] = &[
     Test { name: "migration::larger_maps_hold_what_the_smaller_held", run: larger },
     Test { name: "migration::no_connection_fails_while_maps_change_size", run: no_gap },
-    Test { name: "migration::loads_stay_right_when_connections_open_before_the_programs_change", run: opened },
-    Test { name: "migration::loads_stay_right_when_connections_close_before_the_programs_change", run: closed },
+    Test { name: "migration::a_service_added_before_the_programs_change_is_not_refused", run: added },
+    Test {
+        name: "migration::loads_stay_right_when_connections_open_before_the_programs_change",
+        run: opened,
+    },
+    Test {
+        name: "migration::loads_stay_right_when_connections_close_before_the_programs_change",
+        run: closed,
+    },
     Test { name: "migration::sizes_too_small_are_refused_and_change_nothing", run: too_small },
-    Test { name: "migration::a_longer_value_begins_with_the_shorter_on_every_cpu", run: longer },
-    Test { name: "migration::services_of_another_layout_are_rebuilt_without_a_gap", run: other_key },
-    Test { name: "migration::backends_of_another_layout_are_rebuilt_without_a_gap", run: other_type },
+    Test {
+        name: "migration::an_agent_that_dies_before_its_programs_are_in_force_leaves_the_old_ones",
+        run: died,
+    },
 ];
 
 const LARGER: MapSizes = MapSizes {
@@ -37,8 +42,15 @@ const LARGER: MapSizes = MapSizes {
 };
 
 /// Of what `SIZES` has, the least that holds two services, two workloads and their counters.
-const SMALLER: MapSizes =
-    MapSizes { services: 2, backends: 6, pages: 4, workloads: 2, affinity: 512, udp_flows: 512, counters: 16 };
+const SMALLER: MapSizes = MapSizes {
+    services: 2,
+    backends: 6,
+    pages: 4,
+    workloads: 2,
+    affinity: 512,
+    udp_flows: 512,
+    counters: 16,
+};
 
 /// Two services at ports 80 and 81: one that takes turns, one that keeps its clients.
 fn services(listeners: &Listeners) -> Result<[(&'static str, Frontend); 2]> {
@@ -95,10 +107,39 @@ fn no_gap(scene: &mut Scene) -> Result<()> {
         let (agent, count) = under_load(&listeners, (VIP4, 80).into(), || scene.restart(sizes))?;
         println!("{count} connections while the maps took {} pages, none failed", sizes.pages);
         ensure!(agent.ledger().ports().len() == 2, "adopted {:?}", agent.ledger().ports().keys());
-        until("all closed", || Ok(open(&agent, &services[0].1)?.iter().sum::<u64>() == 0)).with_context(
-            || format!("with {} pages, open connections are {:?}", sizes.pages, open(&agent, &services[0].1)),
-        )?;
+        let balanced = agent.ledger().ports().get(&services[0].1.key).map(|port| port.backends.len());
+        ensure!(balanced == Some(3), "adopted {balanced:?} backends");
     }
+    Ok(())
+}
+
+fn added(scene: &mut Scene) -> Result<()> {
+    let listeners = Listeners::at(HOST4, 3)?;
+    let services = services(&listeners)?;
+    drop(scene.start(SIZES, &services)?);
+    let mut wrong = Vec::new();
+    for (port, flag, sizes) in [
+        (90, "--max-pages", MapSizes { pages: 128, ..SIZES }),
+        (91, "--max-backends", MapSizes { pages: 128, backends: 128, ..SIZES }),
+        (92, "--max-services", MapSizes { pages: 128, backends: 128, services: 32, ..SIZES }),
+    ] {
+        let vip: SocketAddr = (VIP4, port).into();
+        let mut agent = scene.prepare(sizes)?;
+        put(&mut agent, &[("new", frontend(vip, Algorithm::RoundRobin, &listeners.addresses()?))])?;
+        // It may pass unchanged, as before the agent came, or be balanced already.
+        if let Err(error) = std::net::TcpStream::connect(vip)
+            && error.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            wrong.push(format!(
+                "with another {flag}, a new service is refused until the programs are replaced"
+            ));
+        }
+        ensure!(listeners.spread((VIP4, 80).into(), 3)? == [1, 1, 1], "another service is not as it was");
+        agent.attach()?;
+        connect(vip)?;
+        listeners.accept()?;
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
 }
 
@@ -113,7 +154,10 @@ fn opened(scene: &mut Scene) -> Result<()> {
     drop(held);
     std::thread::sleep(std::time::Duration::from_millis(300));
     let after = open(&agent, &services[0].1)?;
-    ensure!(during == [1] && after == [0], "open connections {during:?}, and {after:?} after the only one closed");
+    ensure!(
+        during == [1] && after == [0],
+        "open connections {during:?}, and {after:?} after the only one closed"
+    );
     ensure!(counted(&agent, 1)?.attempts == 1, "counted {:?}", counted(&agent, 1)?);
     Ok(())
 }
@@ -167,7 +211,8 @@ fn too_small(scene: &mut Scene) -> Result<()> {
         }
         let now = scene.map_ids()?;
         if now != ids {
-            let changed: Vec<&String> = now.iter().filter(|(n, id)| ids.get(*n) != Some(*id)).map(|(n, _)| n).collect();
+            let changed: Vec<&String> =
+                now.iter().filter(|(n, id)| ids.get(*n) != Some(*id)).map(|(n, _)| n).collect();
             wrong.push(format!("after {flag} was too small, pins have changed: {changed:?}"));
         }
         let reached = listeners.spread(vip, 3)?;
@@ -178,62 +223,15 @@ fn too_small(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-fn longer(scene: &mut Scene) -> Result<()> {
-    drop(scene.start(SIZES, &[])?);
-    let path = scene.map_pin(map::COUNTERS);
-    foreign::pin(&path, &Layout { kind: 5, key: 24, value: 40, entries: SIZES.counters })?;
-    let key = CounterKey { source: 7, service: 1, backend: 2, ..CounterKey::default() };
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-    let values: Vec<[u64; 5]> = (1..=cpus as u64).map(|cpu| [cpu, 2, 3, 4, 5]).collect();
-    let mut short: PerCpuHashMap<_, CounterKey, [u64; 5]> = scene.open(map::COUNTERS)?.try_into()?;
-    short.insert(key, PerCpuValues::try_from(values)?, 0)?;
-    let _agent = scene.restart(SIZES)?;
-    let long: PerCpuHashMap<_, CounterKey, Counters> = scene.open(map::COUNTERS)?.try_into()?;
-    let values = long.get(&key, 0).context("the entry is lost")?;
-    ensure!(values.len() == cpus, "{} values for {cpus} processors", values.len());
-    for (cpu, value) in (1..).zip(values.iter()) {
-        let expected = Counters {
-            attempts: cpu,
-            closed: 2,
-            bytes_sent: 3,
-            bytes_received: 4,
-            retransmits: 5,
-            connect_nanoseconds: 0,
-        };
-        ensure!(*value == expected, "{value:?} instead of {expected:?}");
-    }
+fn died(scene: &mut Scene) -> Result<()> {
+    let listeners = Listeners::at(HOST4, 3)?;
+    let vip = (VIP4, 80).into();
+    drop(scene.start(SIZES, &services(&listeners)?)?);
+    drop(scene.prepare(LARGER)?);
+    ensure!(listeners.spread(vip, 3)? == [1, 1, 1], "not balanced by the programs that are in force");
+    let agent = scene.restart(LARGER)?;
+    ensure!(agent.programs().iter().all(|program| program.replaced), "attached {:?}", agent.programs());
+    ensure!(agent.ledger().ports().len() == 2, "adopted {:?}", agent.ledger().ports().keys());
+    ensure!(listeners.spread(vip, 3)? == [1, 1, 1], "not balanced by the new programs");
     Ok(())
-}
-
-fn other_key(scene: &mut Scene) -> Result<()> {
-    rebuilt(scene, map::SERVICES, &Layout { kind: 1, key: 24, value: 8, entries: SIZES.services })
-}
-
-fn other_type(scene: &mut Scene) -> Result<()> {
-    rebuilt(scene, map::BACKENDS, &Layout { kind: 1, key: 4, value: 32, entries: SIZES.backends + 1 })
-}
-
-/// The services come again in another order, so that numbers change.
-fn rebuilt(scene: &mut Scene, name: &str, layout: &Layout) -> Result<()> {
-    let (one, other) = (Listeners::at(HOST4, 1)?, Listeners::at(HOST4, 1)?);
-    let shop = frontend((VIP4, 80).into(), Algorithm::RoundRobin, &one.addresses()?);
-    let cart = frontend((VIP4, 81).into(), Algorithm::RoundRobin, &other.addresses()?);
-    drop(scene.start(SIZES, &[("shop", shop.clone()), ("cart", cart.clone())])?);
-    foreign::pin(&scene.map_pin(name), layout)?;
-    let works = |when: &str| {
-        for (port, backend) in [(80, &one), (81, &other)] {
-            let _client = connect((VIP4, port).into()).with_context(|| format!("port {port} {when}"))?;
-            backend.accept().with_context(|| format!("port {port} {when} led to another service's backend"))?;
-        }
-        anyhow::Ok(())
-    };
-    works("before")?;
-    let mut agent = scene.prepare(SIZES)?;
-    works("when the maps were prepared")?;
-    put(&mut agent, &[("cart", cart)])?;
-    works("when one service was rebuilt")?;
-    put(&mut agent, &[("shop", shop)])?;
-    works("when both services were rebuilt")?;
-    agent.attach()?;
-    works("with the new programs")
 }

@@ -6,6 +6,7 @@
 mod damage;
 mod foreign;
 mod full;
+mod layout;
 mod log;
 mod migration;
 mod place;
@@ -41,6 +42,7 @@ pub fn tests() -> Vec<Test> {
     [
         restart::TESTS,
         migration::TESTS,
+        layout::TESTS,
         damage::TESTS,
         place::TESTS,
         full::TESTS,

@@ -39,7 +39,10 @@ fn another_cgroup(scene: &mut Scene) -> Result<()> {
     ensure!(listeners.spread(vip, 3)? == [3], "not balanced");
     let after = (reason(&agent, Reason::Balanced)?, reason(&agent, Reason::NotService)?);
     // Programs that were still in the inner cgroup would come first, and those of the outer one meet a backend's address.
-    ensure!(after == (before.0 + 3, before.1), "counts went from {before:?} to {after:?}: two programs are in force");
+    ensure!(
+        after == (before.0 + 3, before.1),
+        "counts went from {before:?} to {after:?}: two programs are in force"
+    );
     Ok(())
 }
 
@@ -88,7 +91,10 @@ fn gives_up() -> Result<()> {
     let error = Datapath::prepare(&config).err().context("two agents run on one pin path")?;
     let text = format!("{error:#}");
     let path = config.pin_path.display().to_string();
-    ensure!(text.contains("--pin-path: another agent is running") && text.contains(&path), "refused with: {text}");
+    ensure!(
+        text.contains("--pin-path: another agent is running") && text.contains(&path),
+        "refused with: {text}"
+    );
     ensure!((5..60).contains(&start.elapsed().as_secs()), "waited {:?}", start.elapsed());
     Ok(())
 }

@@ -71,19 +71,27 @@ fn check(
     follow(&mut agent, "shop", ("cart", &cart))?;
     let next = number(&agent, &cart)?;
     ensure!(reused(former, next), "(service, backend) {former:?} and then {next:?}: nothing was used again");
-    let left: Vec<_> = agent.counters()?.into_iter().filter(|(key, _)| reused((key.service, key.backend), next)).collect();
+    let left: Vec<_> =
+        agent.counters()?.into_iter().filter(|(key, _)| reused((key.service, key.backend), next)).collect();
     ensure!(left.is_empty(), "counters of the former owner are left: {left:?}");
     let _held = (connect(other)?, listeners.accept()?);
     ensure!(open(&agent, &cart)? == [1], "open {:?}", open(&agent, &cart)?);
     exchange(&mut client, &mut server, 1000, 1000)?;
     drop((client, server));
     std::thread::sleep(Duration::from_millis(300));
-    ensure!(open(&agent, &cart)? == [1], "the former backend's end changed the load to {:?}", open(&agent, &cart)?);
+    ensure!(
+        open(&agent, &cart)? == [1],
+        "the former backend's end changed the load to {:?}",
+        open(&agent, &cart)?
+    );
     let all = agent.counters()?;
     let wrong = all.iter().any(|(key, counters)| {
         reused((key.service, key.backend), next)
             && (counters.closed, counters.bytes_sent, counters.attempts) != (0, 0, 1)
     });
-    ensure!(!wrong, "the end of the former owner's connection is counted to the next owner {next:?}: {all:?}");
+    ensure!(
+        !wrong,
+        "the end of the former owner's connection is counted to the next owner {next:?}: {all:?}"
+    );
     Ok(())
 }

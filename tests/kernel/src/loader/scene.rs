@@ -26,6 +26,9 @@ use crate::namespace;
 use crate::sandbox::{endpoint, key};
 use crate::traffic::{Listeners, connect};
 
+const BPFFS: &str = "/sys/fs/bpf";
+const PREFIX: &str = "mesh-test-";
+
 /// Sizes that are enough for every test.
 pub(super) const SIZES: MapSizes = MapSizes {
     services: 16,
@@ -181,8 +184,9 @@ pub(super) struct PinPath(PathBuf);
 impl PinPath {
     /// Named after the test. (bpffs refuses dots in names.)
     pub(super) fn new(test: &str) -> Self {
+        remove_left();
         let name: String = test.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        Self(format!("/sys/fs/bpf/mesh-test-{}-{name}", std::process::id()).into())
+        Self(format!("{BPFFS}/{PREFIX}{}-{name}", std::process::id()).into())
     }
 
     /// What an agent on this path would be configured with.
@@ -192,6 +196,21 @@ impl PinPath {
             pin_path: self.0.clone(),
             sizes,
             kernel_log: KernelLog::Off,
+        }
+    }
+}
+
+/// Removes what a process has left that was killed.
+fn remove_left() {
+    let dead = |name: &str| {
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        process.is_some_and(|process| !Path::new("/proc").join(process).exists())
+    };
+    for entry in std::fs::read_dir(BPFFS).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(dead)
+            && let Err(error) = pins::remove(&entry.path())
+        {
+            println!("cannot remove {}: {error}", entry.path().display());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What size costs: kernel time per connect, starting, following changes, memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ fn program_times(agent: &Agent) -> Result<Vec<(String, f64, u64)>> {
 pub(super) fn kernel_time(args: &Args, lane: &Lane, report: &mut Report) -> Result<()> {
     let agent = lane.agent.as_ref().context("this lane has no agent")?;
     let _statistics = Statistics::on()?;
-    let (mut totals, mut parts) = (Vec::new(), std::collections::BTreeMap::<String, Vec<f64>>::new());
+    let (mut totals, mut parts) = (Vec::new(), BTreeMap::<String, (Vec<f64>, Vec<f64>)>::new());
     for _ in 0..args.rounds {
         let before = program_times(agent)?;
         let mut client = peer::connect(&lane.client, &lane.to[0]).count(20_000).concurrency(2).blocking();
@@ -61,17 +62,20 @@ pub(super) fn kernel_time(args: &Args, lane: &Lane, report: &mut Report) -> Resu
         let seen = client.run()?;
         ensure!(seen.failed.is_empty(), "connections failed: {:?}", seen.failures);
         let mut total = 0.0;
-        for ((name, was, _), (_, is, _)) in before.iter().zip(program_times(agent)?) {
+        for ((name, was, ran), (_, is, runs)) in before.iter().zip(program_times(agent)?) {
             let each = (is - was) / seen.answered as f64;
             total += each;
-            parts.entry(name.clone()).or_default().push(each);
+            let part = parts.entry(name.clone()).or_default();
+            part.0.push(each);
+            part.1.push((runs - ran) as f64 / seen.answered as f64);
         }
         totals.push(total);
     }
     let what = format!("kernel time per connect, all programs, {} services", args.services);
     report.add(what, &totals, "ns", Target::AtMost(1000.0));
-    for (name, samples) in parts.iter().filter(|(_, samples)| quantile(samples, 0.5) >= 1.0) {
+    for (name, (samples, runs)) in parts.iter().filter(|(_, (samples, _))| quantile(samples, 0.5) >= 1.0) {
         report.add(format!("kernel time per connect, {name}"), samples, "ns", Target::None);
+        report.add(format!("kernel time per connect, {name}: runs"), runs, "", Target::None);
     }
     Ok(())
 }
