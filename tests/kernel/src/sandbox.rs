@@ -259,6 +259,6 @@ pub fn key(address: SocketAddr, protocol: Protocol) -> ServiceKey {
 fn mapped(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(address) => Address::from_v4(address.octets()),
-        IpAddr::V6(address) => Address(address.octets()),
+        IpAddr::V6(address) => Address::new(address.octets()),
     }
 }
