@@ -95,7 +95,9 @@ fn one_udp_socket_may_talk_to_the_service_and_to_others() -> anyhow::Result<()> 
     needs!(Mesh);
     let dns = dns()?;
     let service = dns.service.at(53);
-    let direct = dns.servers[1].2.address(5353);
+    // Another port than the backends': a socket that asks a service and its backend directly gets answers that look alike.
+    let _other = peer::udp_echo(&dns.servers[1].2, "other", 5354)?;
+    let direct = dns.servers[1].2.address(5354);
     let seen = peer::udp(&dns.client, &service).to(&direct).count(40).one_socket().run()?;
     assert_eq!((seen.answered, seen.failed_total()), (40, 0), "{seen:?}");
     // Each answer came from the address that was asked.

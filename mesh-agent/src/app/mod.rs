@@ -1,6 +1,8 @@
 //! Wires the subsystems together.
 
+mod memory;
 mod owner;
+mod saving;
 mod views;
 
 use std::future::pending;
@@ -30,7 +32,7 @@ const TICK: Duration = Duration::from_millis(250);
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 /// How often the log of the kernel programs is read.
 const KERNEL_LOG: Duration = Duration::from_millis(100);
-/// How long a change may stay unsaved.
+/// How often is looked whether there is something to save.
 const SAVE: Duration = Duration::from_secs(1);
 
 /// `mesh-agent run`: until it is told to stop.
@@ -42,6 +44,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         eprint!("{report}");
         return Ok(ExitCode::FAILURE);
     }
+    memory::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(config))?;
     Ok(ExitCode::SUCCESS)
@@ -127,8 +130,9 @@ async fn serve(config: Config) -> Result<()> {
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut save = interval(SAVE);
     save.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pace = saving::Pace::new(Instant::now());
     let (counted_events, mut counted) = mpsc::channel(1);
-    let (saved_events, mut saved) = mpsc::channel::<bool>(1);
+    let (saved_events, mut saved) = mpsc::channel::<saving::Saved>(1);
     loop {
         tokio::select! {
             biased;
@@ -143,30 +147,40 @@ async fn serve(config: Config) -> Result<()> {
                 Ok(()) => bail!("a part of the agent ended; the kernel programs stay in force"),
                 Err(error) => bail!("a part of the agent failed; the kernel programs stay in force: {error}"),
             },
-            Some(ok) = saved.recv() => if !ok { owner.not_saved() },
+            Some(outcome) = saved.recv() => {
+                pace.finished(outcome.took, Instant::now());
+                if !outcome.ok {
+                    owner.not_saved();
+                }
+            }
             _ = tick.tick() => owner.tick(Instant::now()),
             Some(filled) = counted.recv() => owner.datapath.set_filled(filled),
             _ = housekeeping.tick() => {
                 owner.datapath.prune_counters();
                 let (count, done) = (owner.datapath.count_filled(), counted_events.clone());
-                tokio::task::spawn_blocking(move || match count() {
-                    Ok(filled) => drop(done.blocking_send(filled)),
-                    Err(error) => warn!(%error, "the maps cannot be counted"),
+                tokio::task::spawn_blocking(move || {
+                    match count() {
+                        Ok(filled) => drop(done.blocking_send(filled)),
+                        Err(error) => warn!(%error, "the maps cannot be counted"),
+                    }
+                    memory::give_back();
                 });
             }
-            _ = save.tick() => if let Some(held) = owner.take_unsaved() {
+            _ = save.tick(), if pace.is_due(Instant::now()) => if let Some(held) = owner.take_unsaved() {
+                pace.started();
                 let (folder, node, done) = (config.state_dir.clone(), config.node.name.clone(), saved_events.clone());
                 tokio::task::spawn_blocking(move || {
-                    let result = disk::save(&folder, &node, &held);
-                    if let Err(error) = &result {
-                        error!(%error, folder = %folder.display(), "the snapshot could not be saved");
-                    }
-                    done.blocking_send(result.is_ok())
+                    let outcome = saving::save(&folder, &node, held);
+                    memory::give_back();
+                    done.blocking_send(outcome)
                 });
             },
             // Last, so that whoever asks without end starves nobody.
-            Some(question) = questions.recv() => views::answer(&owner, &view, question),
+            Some(question) = questions.recv() => views::answer(&mut owner, &view, question),
         }
+    }
+    if pace.is_running() && saved.recv().await.is_some_and(|outcome| !outcome.ok) {
+        owner.not_saved();
     }
     if let Some(held) = owner.take_unsaved() {
         disk::save(&config.state_dir, &config.node.name, &held).context("saving the snapshot")?;

@@ -39,6 +39,8 @@ pub(super) struct Owner {
     waiting: BTreeMap<u64, Change>,
     /// Cgroups whose failed enrolment has been logged.
     complained: BTreeSet<u64>,
+    /// Services of which not all could be put in force before the control plane has said everything.
+    held_back: BTreeSet<Arc<str>>,
     unsaved: bool,
 }
 
@@ -70,6 +72,7 @@ impl Owner {
             fixed: node.clone(),
             waiting: BTreeMap::new(),
             complained: BTreeSet::new(),
+            held_back: BTreeSet::new(),
             unsaved: false,
         }
     }
@@ -116,9 +119,13 @@ impl Owner {
         let partial = !synced && self.source != Source::ControlPlane;
         let mut again: BTreeSet<Arc<str>> = BTreeSet::new();
         let mut services = changed.services;
-        if moved || first {
-            // Localities are compared anew; and what the saved snapshot did not overwrite is now put in force.
+        if moved {
+            // Localities are compared anew.
             services.extend(self.snapshot.services().map(|service| Arc::clone(&service.key)));
+        }
+        if !partial {
+            // What had to wait while the snapshot was older than the kernel, or was not yet whole.
+            services.append(&mut self.held_back);
         }
         for service in &services {
             if self.place(service, partial, now).is_some() {
@@ -199,10 +206,14 @@ impl Owner {
         };
         if partial {
             let ledger = self.datapath.ledger();
+            let all = wanted.len();
             wanted.retain(|frontend| {
                 !ledger.found_different(frontend)
                     && (!frontend.backends.is_empty() || ledger.holds(&frontend.key))
             });
+            if wanted.len() < all {
+                self.held_back.insert(Arc::clone(key));
+            }
         }
         let reason = self.datapath.place(key, &wanted, now).err()?;
         Some(Rejected { name: key.to_string(), reason })

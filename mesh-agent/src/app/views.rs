@@ -1,6 +1,6 @@
 //! Answers what the agent is asked, from what its owner holds and the kernel counts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::owner::Owner;
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
-use crate::datapath::ledger::{show_endpoint, unmap};
+use crate::datapath::ledger::{Known, show_endpoint, unmap};
 use crate::metrics::{Connections, MapUse, Peer, View};
 use crate::snapshot::Workload;
 use crate::workloads::watch::WatchStats;
@@ -25,7 +25,7 @@ pub(super) struct Context {
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
-pub(super) fn answer(owner: &Owner, context: &Context, question: AdminRequest) {
+pub(super) fn answer(owner: &mut Owner, context: &Context, question: AdminRequest) {
     match question {
         AdminRequest::Status(reply) => drop(reply.send(status(owner, context))),
         AdminRequest::Services(reply) => drop(reply.send(services(owner))),
@@ -107,7 +107,7 @@ fn services(owner: &Owner) -> Vec<view::Service> {
             let weights: HashMap<u32, u32> = named
                 .map(|port| port.backends.iter().map(|b| (b.number, b.weight)).collect())
                 .unwrap_or_default();
-            let backend = |backend: &crate::datapath::ledger::Known| view::Backend {
+            let backend = |backend: &Known| view::Backend {
                 id: backend.number,
                 address: unmap(&backend.endpoint).to_string(),
                 port: backend.endpoint.port(),
@@ -178,6 +178,7 @@ fn workloads(owner: &Owner) -> Vec<view::Workload> {
 /// The counters with the names of what they count.
 struct Named {
     outcome: Outcome,
+    tcp: bool,
     source: Option<Arc<str>>,
     service: Option<Arc<str>>,
     endpoint: Option<String>,
@@ -185,7 +186,7 @@ struct Named {
     counters: Counters,
 }
 
-fn named(owner: &Owner) -> Vec<Named> {
+fn named(owner: &mut Owner) -> Vec<Named> {
     let counters = match owner.datapath.counters() {
         Ok(counters) => counters,
         Err(error) => {
@@ -193,18 +194,26 @@ fn named(owner: &Owner) -> Vec<Named> {
             return Vec::new();
         }
     };
-    let mut by_number: HashMap<u32, &Arc<str>> = HashMap::new();
-    let mut backends: HashMap<u32, &crate::datapath::ledger::Known> = HashMap::new();
-    for port in owner.datapath.ledger().ports().values() {
-        by_number.extend(port.owner.as_ref().map(|service| (port.number, service)));
-        backends.extend(port.backends.iter().map(|backend| (backend.number, backend)));
+    let counted: HashSet<u32> = counters.iter().map(|(key, _)| key.backend).collect();
+    let ledger = owner.datapath.ledger();
+    let mut services: HashMap<u32, (&Arc<str>, &ServiceKey)> = HashMap::new();
+    let mut backends: HashMap<u32, &Known> = HashMap::new();
+    for (key, port) in ledger.ports() {
+        services.extend(port.owner.as_ref().map(|service| (port.number, (service, key))));
+        let wanted = port.backends.iter().filter(|backend| counted.contains(&backend.number));
+        backends.extend(wanted.map(|backend| (backend.number, backend)));
     }
     let name = |(key, counters): (CounterKey, Counters)| {
-        let backend = backends.get(&key.backend);
+        let former = ledger.former(key.backend);
+        let service = services.get(&key.service);
+        let backend = backends.get(&key.backend).copied().or(former.map(|former| &former.backend));
         Some(Named {
             outcome: Outcome::from_number(key.outcome)?,
             source: owner.datapath.workload(key.source).cloned(),
-            service: by_number.get(&key.service).map(|service| Arc::clone(service)),
+            tcp: service.is_none_or(|(_, key)| key.protocol() == Some(Protocol::Tcp)),
+            service: service
+                .map(|(service, _)| Arc::clone(service))
+                .or(former.and_then(|f| f.service.clone())),
             endpoint: backend.map(|backend| show_endpoint(&backend.endpoint)),
             workload: backend.and_then(|backend| backend.workload.clone()),
             counters,
@@ -213,9 +222,9 @@ fn named(owner: &Owner) -> Vec<Named> {
     counters.into_iter().filter_map(name).collect()
 }
 
-fn stats(owner: &Owner) -> view::Stats {
+fn stats(owner: &mut Owner) -> view::Stats {
     let dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    // Backends that have gone have no name any more: what they counted is one row.
+    // A backend that came back has another number: what both counted is one row.
     let mut rows: BTreeMap<[String; 4], Counters> = BTreeMap::new();
     for named in self::named(owner) {
         let row = [
@@ -255,14 +264,25 @@ fn reasons(owner: &Owner) -> Vec<(String, u64)> {
     }
 }
 
-fn metrics(owner: &Owner, context: &Context) -> View {
+fn metrics(owner: &mut Owner, context: &Context) -> View {
+    let counted = self::named(owner);
+    let owner = &*owner;
     let peer = |uid: Option<&Arc<str>>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
         Some(workload) => Peer {
             workload: workload.name().to_owned(),
             namespace: workload.account.namespace.to_string(),
             principal: principal(workload),
         },
-        None => Peer::default(),
+        // It has gone; its uid still says who it was.
+        None => {
+            let mut parts =
+                uid.map(|uid| uid.splitn(5, '/').skip(3)).into_iter().flatten().map(str::to_owned);
+            Peer {
+                namespace: parts.next().unwrap_or_default(),
+                workload: parts.next().unwrap_or_default(),
+                ..Peer::default()
+            }
+        }
     };
     let connection = |named: Named| {
         let (namespace, hostname) =
@@ -293,7 +313,8 @@ fn metrics(owner: &Owner, context: &Context) -> View {
     let (map_write_failures, map_write_retries) = owner.datapath.failures();
     let map = |map: view::Map| MapUse { name: map.name, entries: map.entries, capacity: map.capacity };
     View {
-        connections: self::named(owner).into_iter().map(connection).collect(),
+        // These names are Istio's for TCP; UDP flows are in the admin interface.
+        connections: counted.into_iter().filter(|named| named.tcp).map(connection).collect(),
         reasons: reasons(owner),
         maps: maps(owner).into_iter().map(map).collect(),
         map_write_failures,
@@ -317,7 +338,10 @@ fn principal(workload: &Workload) -> String {
     if workload.account.service_account.is_empty() {
         return String::new();
     }
-    format!("spiffe://cluster.local/ns/{}/sa/{}", workload.account.namespace, workload.account.service_account)
+    format!(
+        "spiffe://cluster.local/ns/{}/sa/{}",
+        workload.account.namespace, workload.account.service_account
+    )
 }
 
 fn seconds(counters: &Counters) -> f64 {

@@ -115,6 +115,17 @@ pub struct Known {
     pub workload: Option<Arc<str>>,
 }
 
+/// A backend that was in the kernel.
+#[derive(Debug, Clone)]
+pub struct Former {
+    /// Number of its service.
+    pub number: u32,
+    /// Its service.
+    pub service: Option<Arc<str>>,
+    /// Where it was, and whose.
+    pub backend: Known,
+}
+
 /// Everything in the kernel that belongs to services.
 #[derive(Debug)]
 pub struct Ledger {
@@ -128,8 +139,8 @@ pub struct Ledger {
     backends: Pool,
     incarnations: Vec<u32>,
     first_incarnation: u32,
-    /// Service numbers that free slots had last: what sockets remember of them is counted under that number.
-    former: HashMap<u32, u32>,
+    /// Who had the free slots last: sockets remember them, and counters are kept under their numbers.
+    former: HashMap<u32, Former>,
     /// Free slots whose former service's number is given to another.
     renounced: VecDeque<u32>,
     generation: u32,
@@ -196,6 +207,16 @@ impl Ledger {
                 self.owned.remove(owner);
             }
         }
+    }
+
+    /// Who had a free slot last.
+    pub fn former(&self, backend: u32) -> Option<&Former> {
+        self.former.get(&backend)
+    }
+
+    /// Forgets who had the slots that nothing is counted under.
+    pub fn forget_former(&mut self, counted: impl Fn(u32) -> bool) {
+        self.former.retain(|backend, _| counted(*backend));
     }
 
     /// Whether the kernel has a service under this key.
@@ -381,13 +402,19 @@ impl Ledger {
         if let Some(old) = self.ports.get(&change.key) {
             let released = |known: &&Known| change.backends_released.contains(&known.number);
             for known in old.backends.iter().filter(released) {
-                self.former.insert(known.number, old.number);
+                let former =
+                    Former { number: old.number, service: old.owner.clone(), backend: known.clone() };
+                self.former.insert(known.number, former);
                 self.leaving.push_back((known.number, known.endpoint));
             }
         }
         for number in &change.reused.services {
-            let had: Vec<u32> =
-                self.former.iter().filter(|(_, s)| *s == number).map(|(slot, _)| *slot).collect();
+            let had: Vec<u32> = self
+                .former
+                .iter()
+                .filter(|(_, former)| former.number == *number)
+                .map(|(slot, _)| *slot)
+                .collect();
             for slot in had {
                 self.former.remove(&slot);
                 let incarnation = &mut self.incarnations[slot as usize];

@@ -144,9 +144,9 @@ impl Maps {
         (self.affinity.keys().count(), self.flows.keys().count())
     }
 
-    /// Counters in use.
-    pub fn counted(&self) -> usize {
-        self.counters.keys().count()
+    /// What is counted.
+    pub fn counted(&self) -> Result<Vec<CounterKey>, MapError> {
+        self.counters.keys().collect()
     }
 }
 

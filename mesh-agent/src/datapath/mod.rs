@@ -59,6 +59,8 @@ pub struct Datapath {
     retries: u64,
     /// Affinities and UDP flows, as they were last counted.
     filled: (usize, usize),
+    /// Counters, as they were last counted.
+    counters: usize,
 }
 
 /// How full a map is.
@@ -102,6 +104,7 @@ impl Datapath {
             failures: 0,
             retries: 0,
             filled: (0, 0),
+            counters: 0,
         })
     }
 
@@ -281,9 +284,23 @@ impl Datapath {
         }
     }
 
-    /// Removes counters of backends and workloads that have gone, when the map fills up.
+    /// Forgets names that nothing is counted under; and counters of backends and workloads that have gone, when the map
+    /// fills up.
     pub fn prune_counters(&mut self) {
-        if self.maps.counted() < self.sizes.counters as usize / 4 * 3 {
+        let keys = match self.maps.counted() {
+            Ok(keys) => keys,
+            Err(error) => {
+                self.failed("counters", &error);
+                return;
+            }
+        };
+        let counted: HashSet<u32> = keys.iter().map(|key| key.backend).collect();
+        self.ledger.forget_former(|backend| counted.contains(&backend));
+        let sources: HashSet<u64> = keys.iter().map(|key| key.source).collect();
+        let enrolled: HashSet<&Arc<str>> = self.enrolled.values().collect();
+        self.identities.retain(|identity, uid| sources.contains(&identity.0) || enrolled.contains(uid));
+        self.counters = keys.len();
+        if keys.len() < self.sizes.counters as usize / 4 * 3 {
             return;
         }
         let backends: HashSet<u32> =
@@ -295,9 +312,7 @@ impl Datapath {
                 || (key.service != 0 && !services.contains(&key.service))
                 || (key.source != 0 && !live.contains(&key.source))
         };
-        let pruned = self.maps.prune(gone);
-        self.identities.retain(|identity, _| live.contains(&identity.0));
-        match pruned {
+        match self.maps.prune(gone) {
             Ok(0) => {}
             Ok(removed) => info!(removed, "removed counters of what has gone"),
             Err(error) => {
@@ -349,8 +364,10 @@ impl Datapath {
     }
 
     /// All counters.
-    pub fn counters(&self) -> Result<Vec<(CounterKey, Counters)>> {
-        self.maps.counters().context("reading COUNTERS")
+    pub fn counters(&mut self) -> Result<Vec<(CounterKey, Counters)>> {
+        let counters = self.maps.counters().context("reading COUNTERS")?;
+        self.counters = counters.len();
+        Ok(counters)
     }
 
     /// How often each reason was met.
@@ -371,7 +388,7 @@ impl Datapath {
             of(map::WORKLOADS, self.enrolled.len() + self.found.len(), self.sizes.workloads),
             of(map::AFFINITY, affinity, self.sizes.affinity),
             of(map::UDP_FLOWS, flows, self.sizes.udp_flows),
-            of(map::COUNTERS, self.maps.counted(), self.sizes.counters),
+            of(map::COUNTERS, self.counters, self.sizes.counters),
         ]
     }
 }

@@ -16,8 +16,8 @@ use prost::Message;
 
 use super::intern::Interner;
 use super::model::{
-    Account, Algorithm, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope, Service,
-    ServicePort, Versioned, Workload,
+    Account, Algorithm, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope,
+    Service, ServicePort, Versioned, Workload,
 };
 
 /// Longest name of a resource, service or node: bounds what a faulty control plane can make the agent keep.

@@ -14,8 +14,8 @@ mod state;
 pub use decode::{decode, decode_one};
 pub use intern::Interner;
 pub use model::{
-    Account, Addresses, Algorithm, Delta, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope,
-    Service, ServicePort, Version, Versioned, Workload,
+    Account, Addresses, Algorithm, Delta, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected,
+    Resource, Scope, Service, ServicePort, Version, Versioned, Workload,
 };
 pub use state::{Changed, Held, Snapshot};
 

@@ -185,9 +185,7 @@ impl Snapshot {
 
 /// Whether two records of a workload are the same but for the services that it belongs to.
 fn same_backend(a: &Workload, b: &Workload) -> bool {
-    a.place == b.place
-        && a.addresses == b.addresses
-        && a.account == b.account
+    a.place == b.place && a.addresses == b.addresses && a.account == b.account
 }
 
 /// A record in a set, found by its name.

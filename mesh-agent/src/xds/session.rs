@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use mesh_common::api::{ADDRESS_TYPE, COMPLETE};
 use mesh_common::api::envoy::config::core::v3::{Locality, Node};
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_common::api::google::rpc::Status;
+use mesh_common::api::{ADDRESS_TYPE, COMPLETE};
 
 use crate::config::NodeConfig;
 use crate::snapshot::{Delta, Interner, Rejected, decode};

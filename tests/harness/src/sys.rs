@@ -1,5 +1,5 @@
 //! The few system calls that the standard library lacks. All unsafe code of the harness is here.
-#![expect(unsafe_code, reason = "setns, unshare, prctl and mount have no safe wrapper in std")]
+#![expect(unsafe_code, reason = "setns, unshare, prctl, mount and bpf have no safe wrapper in std")]
 
 use std::ffi::CString;
 use std::fs::File;
@@ -120,22 +120,96 @@ const PROGRAM_BY_ID: libc::c_int = 13;
 /// Nanoseconds and runs of a kernel program so far, while `kernel.bpf_stats_enabled` is on.
 pub fn program_time(id: u32) -> io::Result<(u64, u64)> {
     // The command reads an id, a next id and flags; the kernel takes zeros for the rest.
-    let attributes = [id, 0, 0, 0];
-    // SAFETY: the pointer and the length describe `attributes`, which lives until the call returns.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, PROGRAM_BY_ID, attributes.as_ptr(), size_of_val(&attributes)) };
+    time_of(&bpf(PROGRAM_BY_ID, &[id, 0, 0, 0])?)
+}
+
+/// A bpf(2) command that returns a descriptor.
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<File> {
+    // SAFETY: the pointer and the length describe `attributes`, which lives until the call returns, as does what it
+    // points to: the callers keep it.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just returned this descriptor to us alone.
-    let file = unsafe { File::from_raw_fd(fd as i32) };
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    Ok(unsafe { File::from_raw_fd(fd as i32) })
+}
+
+fn time_of(program: &File) -> io::Result<(u64, u64)> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
     let field = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|value| value.trim().parse().ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in {info}")))
     };
     Ok((field("run_time_ns:")?, field("run_cnt:")?))
+}
+
+/// Where an [`EmptyProgram`] runs.
+#[derive(Debug, Clone, Copy)]
+pub enum Hook {
+    /// `cgroup/connect4`
+    Connect4,
+    /// `sockops`
+    SockOps,
+}
+
+/// A kernel program that does nothing, attached to a cgroup until it is dropped: its time is what the kernel's statistics
+/// count when there is nothing to count.
+#[derive(Debug)]
+pub struct EmptyProgram {
+    program: File,
+    _link: File,
+}
+
+/// The attributes of `BPF_PROG_LOAD`, up to `expected_attach_type`.
+#[repr(C)]
+struct Load {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u32; 2],
+    log_buffer: u64,
+    version_and_flags: [u32; 2],
+    name: [u8; 16],
+    interface: u32,
+    attach: u32,
+}
+
+impl EmptyProgram {
+    /// Loads one and attaches it to `cgroup`, beside what is attached there.
+    pub fn attach(cgroup: &File, hook: Hook) -> io::Result<Self> {
+        const PROG_LOAD: libc::c_int = 5;
+        const LINK_CREATE: libc::c_int = 28;
+        // r0 = 1; exit
+        let instructions: [u64; 2] = [1 << 32 | 0xb7, 0x95];
+        // The numbers of bpf_prog_type and bpf_attach_type.
+        let (kind, attach) = match hook {
+            Hook::Connect4 => (18, 10),
+            Hook::SockOps => (13, 3),
+        };
+        let load = Load {
+            kind,
+            instruction_count: 2,
+            instructions: instructions.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+            log: [0; 2],
+            log_buffer: 0,
+            version_and_flags: [0; 2],
+            name: *b"bench_empty\0\0\0\0\0",
+            interface: 0,
+            attach,
+        };
+        let program = bpf(PROG_LOAD, &load)?;
+        let link = bpf(LINK_CREATE, &[program.as_raw_fd(), cgroup.as_raw_fd(), attach.cast_signed(), 0])?;
+        Ok(Self { program, _link: link })
+    }
+
+    /// Its nanoseconds and runs so far.
+    pub fn time(&self) -> io::Result<(u64, u64)> {
+        time_of(&self.program)
+    }
 }
 
 /// The monotonic clock, the same for all processes.

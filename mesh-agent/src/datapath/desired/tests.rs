@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::snapshot::{Delta, Place, PortMapping, Resource, Snapshot, Version, Versioned};
+use crate::snapshot::{Account, Delta, Place, PortMapping, Resource, Snapshot, Version, Versioned};
 
 fn service() -> Service {
     Service {

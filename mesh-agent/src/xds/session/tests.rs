@@ -138,6 +138,8 @@ fn the_larger_a_response_the_longer_the_silence_that_ends_the_answer() {
         change(session().response(message)).patience
     };
     assert_eq!(of(0, 0, 0), Duration::ZERO);
+    let marked = DeltaDiscoveryResponse { system_version_info: format!("7{COMPLETE}"), ..response("n") };
+    assert_eq!(change(session().response(marked)).patience, Duration::ZERO);
     for small in [of(1, 0, 0), of(0, 1, 0), of(998, 1, 0)] {
         assert_eq!(small, SILENCE);
     }

@@ -1,18 +1,21 @@
 //! What size costs: kernel time per connect, starting, following changes, memory.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mesh_harness::process::map_bytes_of;
 use mesh_harness::report::Change;
+use mesh_harness::sys::{EmptyProgram, Hook};
 use mesh_harness::{Agent, AgentOptions, Endpoint, agent, peer, sys};
 
 use super::super::Args;
 use super::super::report::{Report, Target, quantile};
 use super::world::{Lane, TARGET, World, services_in_kernel};
 
+/// The agent's program that runs at `sockops`; all others run where a socket is made, bound or connected.
+const SOCKOPS: &str = "connection";
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// Turns the kernel's statistics of programs on until it is dropped.
@@ -52,17 +55,32 @@ fn program_times(agent: &Agent) -> Result<Vec<(String, f64, u64)>> {
 pub(super) fn kernel_time(args: &Args, lane: &Lane, report: &mut Report) -> Result<()> {
     let agent = lane.agent.as_ref().context("this lane has no agent")?;
     let _statistics = Statistics::on()?;
+    // Reading the clock twice is part of every run that the statistics time. Programs that do nothing show how much.
+    let cgroup = File::open(agent.node().cgroup())?;
+    let empty = [
+        EmptyProgram::attach(&cgroup, Hook::Connect4).context("an empty connect4 program")?,
+        EmptyProgram::attach(&cgroup, Hook::SockOps).context("an empty sockops program")?,
+    ];
+    let times = || -> Result<_> { Ok([empty[0].time()?, empty[1].time()?]) };
+    let (mut clock, mut less) = (Vec::new(), Vec::new());
     let (mut totals, mut parts) = (Vec::new(), BTreeMap::<String, (Vec<f64>, Vec<f64>)>::new());
     for _ in 0..args.rounds {
-        let before = program_times(agent)?;
+        let (before, empty_before) = (program_times(agent)?, times()?);
         let mut client = peer::connect(&lane.client, &lane.to[0]).count(20_000).concurrency(2).blocking();
         for to in &lane.to[1..] {
             client = client.to(to);
         }
         let seen = client.run()?;
         ensure!(seen.failed.is_empty(), "connections failed: {:?}", seen.failures);
-        let mut total = 0.0;
-        for ((name, was, ran), (_, is, runs)) in before.iter().zip(program_times(agent)?) {
+        let after = program_times(agent)?;
+        let of_empty = |(was, is): ((u64, u64), (u64, u64))| (is.0 - was.0) as f64 / (is.1 - was.1) as f64;
+        let [connect4, sockops] = times()?;
+        let (connect4, sockops) =
+            (of_empty((empty_before[0], connect4)), of_empty((empty_before[1], sockops)));
+        let (mut total, mut statistics) = (0.0, 0.0);
+        for ((name, was, ran), (_, is, runs)) in before.iter().zip(after) {
+            let nothing = if name == SOCKOPS { sockops } else { connect4 };
+            statistics += nothing * (runs - ran) as f64 / seen.answered as f64;
             let each = (is - was) / seen.answered as f64;
             total += each;
             let part = parts.entry(name.clone()).or_default();
@@ -70,9 +88,13 @@ pub(super) fn kernel_time(args: &Args, lane: &Lane, report: &mut Report) -> Resu
             part.1.push((runs - ran) as f64 / seen.answered as f64);
         }
         totals.push(total);
+        clock.push(statistics);
+        less.push(total - statistics);
     }
     let what = format!("kernel time per connect, all programs, {} services", args.services);
     report.add(what, &totals, "ns", Target::AtMost(1000.0));
+    report.add("kernel time per connect, cost of the statistics themselves", &clock, "ns", Target::None);
+    report.add("kernel time per connect, less that", &less, "ns", Target::AtMost(1000.0));
     for (name, (samples, runs)) in parts.iter().filter(|(_, (samples, _))| quantile(samples, 0.5) >= 1.0) {
         report.add(format!("kernel time per connect, {name}"), samples, "ns", Target::None);
         report.add(format!("kernel time per connect, {name}: runs"), runs, "", Target::None);

@@ -92,11 +92,17 @@ impl World {
         to: Vec<SocketAddr>,
     ) -> Result<Lane> {
         let node = self.cluster.node("z1")?;
-        let (server_pod, client) = (node.pod("server")?, node.pod("client")?);
+        let name = |role: &str| format!("{role}-{}", node.name());
+        let (server_pod, client) = (node.pod(&name("server"))?, node.pod(&name("client"))?);
+        self.cluster.manifests().put_pods([&*server_pod, &*client])?;
         let [a, b, c, d] = LIVE;
         server_pod.own_range(&format!("{a}.{b}.{c}.{d}/24"))?;
         let server = peer::tcp_echo_serial(&server_pod, "@local", TARGET, 8)?;
         let agent = prepare(&node)?;
+        if let Some(agent) = &agent {
+            // Then their sockets are those of workloads.
+            agent.wait_for_workloads(&[&server_pod.name, &client.name])?;
+        }
         let first = peer::connect(&client, &to[0]).run()?;
         ensure!(first.answered == 1, "{} does not answer: {:?}", to[0], first.failures);
         Ok(Lane { agent, server, client, to, _server_pod: server_pod })
