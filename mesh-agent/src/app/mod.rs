@@ -198,7 +198,12 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
         XdsEvent::Connected => owner.connection = Ok(()),
         XdsEvent::Disconnected { reason } => owner.disconnected(reason),
         XdsEvent::Delta { delta, rejected, synced, applied } => {
+            let before = owner.source;
             let refused = owner.apply(delta, &rejected, synced, Instant::now());
+            if owner.source != before {
+                // The first answer is through: its messages were as large as what is kept of them.
+                drop(tokio::task::spawn_blocking(memory::give_back));
+            }
             let _gone = applied.send(refused);
         }
     }

@@ -194,6 +194,7 @@ fn named(owner: &mut Owner) -> Vec<Named> {
             return Vec::new();
         }
     };
+    owner.datapath.set_counted(counters.len());
     let counted: HashSet<u32> = counters.iter().map(|(key, _)| key.backend).collect();
     let ledger = owner.datapath.ledger();
     let mut services: HashMap<u32, (&Arc<str>, &ServiceKey)> = HashMap::new();

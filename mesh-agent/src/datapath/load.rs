@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::adopt::adopt;
 use super::maps::Maps;
 use super::migrate::{self, Former};
-use super::moves::{self, Move};
+use super::moves::{self, Move, Pinned};
 use super::object::{self, MapKind, MapSpec, PROGRAMS};
 use super::pins::Pins;
 use super::sys;
@@ -32,6 +32,8 @@ pub struct Loaded {
     cgroup: File,
     /// Maps that the programs in force still write to, until they are exchanged.
     formers: Vec<Former>,
+    /// The map of backends was made now.
+    begins: bool,
     /// Held as long as this agent is the one that writes.
     _lock: File,
 }
@@ -93,7 +95,10 @@ pub fn load(config: &DatapathConfig) -> Result<Loaded> {
         let next = pins.next_map(spec.name);
         fs::rename(&next, pins.map(spec.name)).with_context(|| format!("renaming {}", next.display()))?;
     }
-    Ok(Loaded { ebpf, pins, cgroup, formers, _lock: lock })
+    let begins = pinned.iter().zip(&moves).any(|((spec, state), (_, planned))| {
+        spec.name == map::BACKENDS && (*state == Pinned::Absent || *planned == Move::Empty)
+    });
+    Ok(Loaded { ebpf, pins, cgroup, formers, begins, _lock: lock })
 }
 
 /// Two threads, since the verifier takes most of the time that an agent needs to start.
@@ -149,6 +154,11 @@ impl Loaded {
     /// The maps.
     pub fn maps(&self) -> Result<Maps> {
         Maps::open(&self.pins)
+    }
+
+    /// Whether the map of backends was made now, and is empty.
+    pub fn begins(&self) -> bool {
+        self.begins
     }
 
     /// Where everything is pinned.

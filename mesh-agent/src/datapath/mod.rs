@@ -84,7 +84,8 @@ impl Datapath {
         if !ports.is_empty() || !broken.is_empty() {
             info!(services = ports.len(), broken = broken.len(), "adopted what is in the kernel");
         }
-        let slots = maps.slots().context("reading BACKENDS")?;
+        // A map that has just been made holds nothing, and reading an array takes a system call for each entry.
+        let slots = if loaded.begins() { Vec::new() } else { maps.slots().context("reading BACKENDS")? };
         let ledger = Ledger::new(config.sizes, ports, broken, &slots, first_incarnation());
         drop(contents);
         let found =
@@ -364,10 +365,13 @@ impl Datapath {
     }
 
     /// All counters.
-    pub fn counters(&mut self) -> Result<Vec<(CounterKey, Counters)>> {
-        let counters = self.maps.counters().context("reading COUNTERS")?;
-        self.counters = counters.len();
-        Ok(counters)
+    pub fn counters(&self) -> Result<Vec<(CounterKey, Counters)>> {
+        self.maps.counters().context("reading COUNTERS")
+    }
+
+    /// Takes how many [`Datapath::counters`] there were.
+    pub fn set_counted(&mut self, counters: usize) {
+        self.counters = counters;
     }
 
     /// How often each reason was met.

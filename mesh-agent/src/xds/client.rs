@@ -1,6 +1,7 @@
 //! Owns the connection to the control plane.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -111,6 +112,23 @@ async fn open(
     client.delta_aggregated_resources(request).await.map(tonic::Response::into_inner)
 }
 
+/// A change on its way to being in force.
+struct Pending {
+    applied: oneshot::Receiver<Vec<Rejected>>,
+    /// What it updates and removes.
+    names: Vec<Arc<str>>,
+    rejected: Vec<Rejected>,
+    patience: Duration,
+    nonce: String,
+}
+
+/// What happens next on a stream.
+enum Next {
+    Received(Result<Option<DeltaDiscoveryResponse>, tonic::Status>),
+    Applied(Vec<Rejected>),
+    Silence,
+}
+
 async fn converse(
     session: &mut Session,
     mut responses: Streaming<DeltaDiscoveryResponse>,
@@ -119,6 +137,7 @@ async fn converse(
 ) -> Result<String, OwnerGone> {
     let mut synced = false;
     let mut quiet: Option<Instant> = None;
+    let mut pending: Option<Pending> = None;
     loop {
         let silence = async {
             match quiet {
@@ -126,58 +145,90 @@ async fn converse(
                 None => std::future::pending().await,
             }
         };
-        let received = tokio::select! {
-            received = responses.message() => received,
-            () = silence => {
-                (quiet, synced) = (None, true);
-                apply(events, Delta::default(), Vec::new(), true).await?;
-                continue;
+        let applied = async {
+            match &mut pending {
+                Some(pending) => (&mut pending.applied).await,
+                None => std::future::pending().await,
             }
+        };
+        let next = tokio::select! {
+            received = responses.message() => Next::Received(received),
+            applied = applied => Next::Applied(applied.map_err(|_dropped| OwnerGone)?),
+            () = silence => Next::Silence,
             () = events.closed() => return Err(OwnerGone),
         };
-        let response = match received {
-            Ok(Some(response)) => response,
-            Ok(None) => return Ok("the control plane ended the stream".to_owned()),
-            Err(status) => return Ok(describe(&status)),
+        // A response is read while the one before it is put in force, and answered after it.
+        let (step, refused) = match next {
+            Next::Received(received) => {
+                let step = match received {
+                    Ok(Some(response)) => session.response(response),
+                    Ok(None) => Step::Leave { reason: "the control plane ended the stream".to_owned() },
+                    Err(status) => Step::Leave { reason: describe(&status) },
+                };
+                let refused = match &mut pending {
+                    Some(pending) => (&mut pending.applied).await.map_err(|_dropped| OwnerGone)?,
+                    None => Vec::new(),
+                };
+                (Some(step), refused)
+            }
+            Next::Applied(refused) => (None, refused),
+            Next::Silence => {
+                (quiet, synced) = (None, true);
+                let applied = apply(events, Delta::default(), Vec::new(), true).await?;
+                applied.await.map_err(|_dropped| OwnerGone)?;
+                continue;
+            }
         };
-        let request = match session.response(response) {
-            Step::Leave { reason } => return Ok(reason),
-            Step::Refuse { request, reason } => {
+        if let Some(pending) = pending.take() {
+            // From when the change is in force: the time that it took is not the control plane's silence.
+            quiet = (!synced).then(|| Instant::now() + pending.patience);
+            let answer = settle(session, pending, refused);
+            if requests.send(answer).await.is_err() {
+                return Ok("the control plane stopped reading".to_owned());
+            }
+        }
+        match step {
+            None => {}
+            Some(Step::Leave { reason }) => return Ok(reason),
+            Some(Step::Refuse { request, reason }) => {
                 warn!(%reason, "refused a response");
-                *request
-            }
-            Step::Apply(Change { delta, mut rejected, patience, nonce }) => {
-                synced |= patience.is_zero();
-                let names: Vec<_> = delta.updated.iter().map(|v| v.name.clone()).collect();
-                let names: Vec<_> = names.into_iter().chain(delta.removed.iter().cloned()).collect();
-                let refused = apply(events, delta, rejected.clone(), synced).await?;
-                // From when the change is in force: the time that it took is not the control plane's silence.
-                quiet = (!synced).then(|| Instant::now() + patience);
-                session.settle(names.iter().map(|name| &**name), &refused);
-                rejected.extend(refused);
-                for Rejected { name, reason } in &rejected {
-                    warn!(%name, %reason, "refused a resource");
+                if requests.send(*request).await.is_err() {
+                    return Ok("the control plane stopped reading".to_owned());
                 }
-                session.answer(nonce, &rejected)
             }
-        };
-        if requests.send(request).await.is_err() {
-            return Ok("the control plane stopped reading".to_owned());
+            Some(Step::Apply(Change { delta, rejected, patience, nonce })) => {
+                (quiet, synced) = (None, synced || patience.is_zero());
+                let updated = delta.updated.iter().map(|update| &update.name);
+                let names = updated.chain(&delta.removed).map(Arc::clone).collect();
+                let applied = apply(events, delta, rejected.clone(), synced).await?;
+                pending = Some(Pending { applied, names, rejected, patience, nonce });
+            }
         }
     }
 }
 
-/// Hands a change to the owner and waits until it is in force; returns what the owner refused.
+/// The answer to a change that is in force but for what was refused.
+fn settle(session: &mut Session, pending: Pending, refused: Vec<Rejected>) -> DeltaDiscoveryRequest {
+    session.settle(pending.names.iter().map(|name| &**name), &refused);
+    let mut rejected = pending.rejected;
+    rejected.extend(refused);
+    for Rejected { name, reason } in &rejected {
+        warn!(%name, %reason, "refused a resource");
+    }
+    session.answer(pending.nonce, &rejected)
+}
+
+/// Hands a change to the owner, who says when it is in force and what was refused.
 async fn apply(
     events: &mpsc::Sender<XdsEvent>,
     delta: Delta,
     rejected: Vec<Rejected>,
     synced: bool,
-) -> Result<Vec<Rejected>, OwnerGone> {
+) -> Result<oneshot::Receiver<Vec<Rejected>>, OwnerGone> {
     let (applied, done) = oneshot::channel();
     let event = XdsEvent::Delta { delta, rejected, synced, applied };
     events.send(event).await.map_err(|_closed| OwnerGone)?;
-    done.await.map_err(|_dropped| OwnerGone)
+    Ok(done)
 }
 
 /// 64 bits that differ from run to run and from agent to agent.
