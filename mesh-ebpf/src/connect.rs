@@ -3,17 +3,15 @@
 //! TCP, and UDP sockets that connect. IPv4 through an AF_INET6 socket comes by `connect6` with a mapped address, which is
 //! how keys are written anyway.
 
-use aya_ebpf::{helpers::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext};
-use aya_log_ebpf::debug;
-use mesh_common::abi::{CounterKey, Outcome, Protocol, Reason, ServiceKey, Socket};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use mesh_common::abi::{Outcome, Protocol, Reason, ServiceKey, Socket};
 
 use crate::{
     address::Family,
     balance::{self, Miss},
-    count, socket,
+    count, refuse, socket,
 };
 
-const ECONNREFUSED: i32 = 111;
 const TCP: u32 = Protocol::Tcp as u32;
 const UDP: u32 = Protocol::Udp as u32;
 /// `IPPROTO_MPTCP`: multipath TCP, which to a service is TCP.
@@ -75,17 +73,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
             Action::Passed(miss.reason())
         }
         Err(miss @ (Miss::NoBackends(_) | Miss::Stale | Miss::Broken(_))) => {
-            if let Some(socket) = socket::of_or_new(ctx) {
-                // The record stays: a UDP socket that was connected elsewhere still is.
-                let refused = CounterKey {
-                    source: socket.workload,
-                    service: miss.service(),
-                    outcome: Outcome::Refused as u32,
-                    ..CounterKey::default()
-                };
-                count::key(&refused, |counters| counters.attempts += 1);
-            }
-            Action::Refused(miss.reason())
+            Action::Refused(refuse::counted(ctx, miss))
         }
     }
 }
@@ -132,12 +120,6 @@ fn verdict(ctx: &SockAddrContext, action: Action) -> i32 {
             count::reason(reason);
             1
         }
-        Action::Refused(reason) => {
-            count::reason(reason);
-            debug!(ctx, "connect refused, reason {}", reason as u32);
-            // SAFETY: sets what the system call returns; the hook runs for a system call. Since Linux 5.18.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
-            0
-        }
+        Action::Refused(reason) => refuse::verdict(ctx, reason),
     }
 }

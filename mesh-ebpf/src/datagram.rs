@@ -6,26 +6,18 @@
 //! What comes back from a backend shows the service's address as its source.
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::BPF_ANY,
-    helpers::{bpf_get_socket_cookie, bpf_set_retval},
-    macros::cgroup_sock_addr,
+    EbpfContext as _, bindings::BPF_ANY, helpers::bpf_get_socket_cookie, macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use aya_log_ebpf::debug;
-use mesh_common::abi::{
-    CounterKey, Endpoint, FlowKey, FlowValue, Outcome, Protocol, Reason, ServiceKey, SourceKey,
-};
+use mesh_common::abi::{CounterKey, Endpoint, FlowKey, FlowValue, Protocol, Reason, ServiceKey, SourceKey};
 
 use crate::{
     address::Family,
     balance::{self, Choice, Miss},
     count,
     maps::{UDP_FLOWS, UDP_SOURCES},
-    socket,
+    refuse, socket,
 };
-
-const ECONNREFUSED: i32 = 111;
 
 /// Entry point for datagrams sent to IPv4.
 #[cgroup_sock_addr(sendmsg4)]
@@ -106,16 +98,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
         }
         Err(miss @ Miss::NotService) => Action::Passed(miss.reason()),
         Err(miss @ (Miss::NoBackends(_) | Miss::Stale | Miss::Broken(_))) => {
-            if let Some(socket) = socket::of_or_new(ctx) {
-                let refused = CounterKey {
-                    source: socket.workload,
-                    service: miss.service(),
-                    outcome: Outcome::Refused as u32,
-                    ..CounterKey::default()
-                };
-                count::key(&refused, |counters| counters.attempts += 1);
-            }
-            Action::Refused(miss.reason())
+            Action::Refused(refuse::counted(ctx, miss))
         }
     }
 }
@@ -205,12 +188,6 @@ fn verdict(ctx: &SockAddrContext, action: Action) -> i32 {
             count::reason(reason);
             1
         }
-        Action::Refused(reason) => {
-            count::reason(reason);
-            debug!(ctx, "datagram refused, reason {}", reason as u32);
-            // SAFETY: sets what the system call returns; the hook runs for a system call. Since Linux 5.18.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
-            0
-        }
+        Action::Refused(reason) => refuse::verdict(ctx, reason),
     }
 }

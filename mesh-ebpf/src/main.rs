@@ -1,8 +1,8 @@
 //! The kernel programs of the mesh: one file per hook, read in the order in which a connection meets them.
 //!
 //! Each hook turns a `Result` into the kernel's verdict in one exhaustive match, so that a new outcome cannot compile
-//! without an answer. Shared steps are in `address`, `atomic`, `balance`, `count`, `maps` and `socket`; the decisions among them that need no
-//! kernel are in `mesh_common::abi` and are tested on the host.
+//! without an answer. Shared steps are in `address`, `atomic`, `balance`, `count`, `maps`, `refuse` and `socket`; the decisions
+//! among them that need no kernel are in `mesh_common::abi`, tested on the host.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -13,6 +13,7 @@ mod atomic;
 mod balance;
 mod count;
 mod maps;
+mod refuse;
 mod socket;
 
 mod tag;

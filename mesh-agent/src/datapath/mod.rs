@@ -15,6 +15,7 @@ pub mod moves;
 pub mod object;
 pub mod pins;
 pub mod pool;
+pub mod show;
 mod sys;
 pub mod tree;
 

@@ -73,7 +73,7 @@ fn check(service: &Service, workloads: Vec<Workload>) -> Vec<BTreeMap<String, u3
         cluster: "c".into(),
         network: "".into(),
     };
-    let show = |backend: &Candidate| (super::super::ledger::show_endpoint(&backend.endpoint), backend.weight);
+    let show = |backend: &Candidate| (super::super::show::show_endpoint(&backend.endpoint), backend.weight);
     let frontends = frontends(service, snapshot.members(&service.key), &vantage);
     frontends.iter().map(|frontend| frontend.backends.iter().map(show).collect()).collect()
 }

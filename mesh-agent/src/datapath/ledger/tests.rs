@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use mesh_common::abi::{Address, Protocol, descend};
 
+use mesh_common::abi::{Page, Pointer};
+
 use super::*;
 use crate::datapath::adopt::{Contents, adopt};
+use crate::datapath::desired::Candidate;
+use crate::datapath::show::show_endpoint;
 
 const SIZES: MapSizes = MapSizes {
     services: 64,
