@@ -290,7 +290,8 @@ fn address(field: &str, bytes: &[u8]) -> Result<IpAddr, String> {
         return Ok(v4.into());
     }
     if let Ok(v6) = <[u8; 16]>::try_from(bytes) {
-        return Ok(v6.into());
+        // An IPv4 address mapped into IPv6 is that IPv4 address: the kernel maps know it in that form only.
+        return Ok(IpAddr::from(v6).to_canonical());
     }
     Err(format!("{field}: {} bytes are no address (4 or 16)", bytes.len()))
 }

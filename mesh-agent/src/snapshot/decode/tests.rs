@@ -306,3 +306,9 @@ fn what_is_written_for_the_disk_reads_the_same() {
         assert_eq!(parsed(&encode(&read.resource, &read.version)), read);
     }
 }
+
+#[test]
+fn an_ipv4_address_mapped_into_ipv6_is_an_ipv4_address() {
+    let service = good_service(service(WEB, &["::ffff:10.96.0.1"], &[(80, 8080)]));
+    assert_eq!(*service.addresses, ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+}
