@@ -48,6 +48,8 @@ pub mod mesh {
 /// End of `system_version_info` in a response of our control plane after which the client knows everything. The field is
 /// free text to everybody else, and other control planes leave it out.
 pub const COMPLETE: &str = ";complete";
+/// How `system_version_info` ends on a response of our control plane that is not the last it has to say for now.
+pub const MORE: &str = ";more";
 /// Type URL of [`istio::workload::Address`] on ADS.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`mesh::v1::ServiceExtension`].

@@ -67,6 +67,14 @@ impl Store {
             match reading {
                 Reading::Text(text) => {
                     let file = self.files.entry(Arc::clone(&path)).or_default();
+                    if text.trim().is_empty() && !file.keys.is_empty() {
+                        // Somebody is about to write it, or could not.
+                        let reason =
+                            "is empty; what it held stays in force (delete the file to withdraw that)";
+                        file.faults =
+                            vec![Invalid { document: 0, field: String::new(), reason: reason.to_owned() }];
+                        continue;
+                    }
                     texts.push((path, text, std::mem::take(&mut file.cache)));
                 }
                 Reading::Unreadable(reason) => {

@@ -83,8 +83,10 @@ impl Owner {
         self.source = Source::Disk;
         self.enroll_changed(&changed);
         self.look_around(&changed);
+        // Where nothing was adopted there is nothing newer than what was saved, which was whole.
+        let partial = self.datapath.ledger().entries() > 0;
         for service in &changed.services {
-            self.place(service, true, now);
+            self.place(service, partial, now);
         }
         self.datapath.sweep(now);
         info!(
@@ -252,7 +254,7 @@ impl Owner {
         let at_home = |workload: &&Arc<Workload>| {
             workload.node == self.vantage.node
                 && workload.uid.contains("//Pod/")
-                && !workload.locality.region.is_empty()
+                && !(workload.locality.region.is_empty() && workload.locality.zone.is_empty())
         };
         let Some(neighbour) = here.rfind(at_home) else {
             return false;

@@ -20,6 +20,7 @@ mod sys;
 pub mod tree;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,6 +57,8 @@ pub struct Datapath {
     orphans: HashSet<ServiceKey>,
     /// When refused services are tried again, whether there seems to be room or not.
     try_again: Instant,
+    /// The last one that was.
+    tried: Option<Arc<str>>,
     failures: u64,
     retries: u64,
     /// Affinities and UDP flows, as they were last counted.
@@ -103,6 +106,7 @@ impl Datapath {
             programs: Vec::new(),
             orphans: HashSet::new(),
             try_again: Instant::now(),
+            tried: None,
             failures: 0,
             retries: 0,
             filled: (0, 0),
@@ -242,7 +246,11 @@ impl Datapath {
             return Vec::new();
         }
         self.try_again = now + RETRY;
-        let again: Vec<Arc<str>> = self.refused.keys().take(RETRIES).cloned().collect();
+        // From where the last turn ended, so that every one has its turn.
+        let after = self.tried.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.refused.range((after, Bound::Unbounded));
+        let again: Vec<Arc<str>> = next.map(|(service, _)| Arc::clone(service)).take(RETRIES).collect();
+        self.tried = again.last().filter(|_| again.len() == RETRIES).cloned();
         self.retries += again.len() as u64;
         again
     }

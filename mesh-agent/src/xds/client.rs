@@ -181,7 +181,7 @@ async fn converse(
         };
         if let Some(pending) = pending.take() {
             // From when the change is in force: the time that it took is not the control plane's silence.
-            quiet = (!synced).then(|| Instant::now() + pending.patience);
+            quiet = if synced { None } else { Instant::now().checked_add(pending.patience) };
             let answer = settle(session, pending, refused);
             if requests.send(answer).await.is_err() {
                 return Ok("the control plane stopped reading".to_owned());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use mesh_common::api::envoy::config::core::v3::{Locality, Node};
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_common::api::google::rpc::Status;
-use mesh_common::api::{ADDRESS_TYPE, COMPLETE};
+use mesh_common::api::{ADDRESS_TYPE, COMPLETE, MORE};
 
 use crate::config::NodeConfig;
 use crate::snapshot::{Delta, Interner, Rejected, decode};
@@ -130,6 +130,10 @@ impl Session {
 fn patience(response: &DeltaDiscoveryResponse) -> Duration {
     if response.system_version_info.ends_with(COMPLETE) {
         return Duration::ZERO;
+    }
+    if response.system_version_info.ends_with(MORE) {
+        // However long the next takes: this one says that it comes.
+        return Duration::MAX;
     }
     let items = response.resources.len() + response.removed_resources.len();
     let bytes =

@@ -117,8 +117,9 @@ impl Index {
         let labels = pod.map(|pod| pod.metadata.labels.clone());
         self.inputs.selection.set_labels(&origin, &name.namespace, labels);
         let before = swap(&mut self.inputs.pods, &name, pod.cloned());
-        if before.is_some() != pod.is_some() {
-            // Endpoints that name a pod are workloads of their own as long as the pod is not known.
+        let addresses = |pod: Option<&Arc<Pod>>| pod.map(|pod| pod.addresses().collect::<Vec<_>>());
+        if addresses(before.as_ref()) != addresses(pod) {
+            // Endpoints that name a pod are workloads of their own unless their address is known to be the pod's.
             for (slice, at) in self.inputs.endpoints_of.get(&name).into_iter().flatten() {
                 let endpoint = self.inputs.slices.get(slice).and_then(|s| s.object.endpoints.get(*at));
                 if let Some(address) = endpoint.and_then(Endpoint::address) {
@@ -152,7 +153,9 @@ impl Index {
                 self.inputs.endpoints_of.entry(pod).or_default().entry(name.clone()).or_insert(i);
             }
         }
-        if same_ports && old_service == service {
+        // A slice without endpoints does not count among those that have the service's ports.
+        let used = |slice: Option<&EndpointSlice>| slice.is_some_and(|slice| !slice.endpoints.is_empty());
+        if same_ports && old_service == service && used(was) == used(is) {
             return;
         }
         for (service, present) in [(old_service, false), (service, true)] {

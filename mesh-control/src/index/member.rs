@@ -65,7 +65,10 @@ impl Index {
         let mut members = Members::new();
         for (slice, at) in self.inputs.endpoints_of.get(name).into_iter().flatten() {
             let Some(slice) = self.inputs.slices.get(slice) else { continue };
-            if let Some(endpoint) = slice.object.endpoints.get(*at) {
+            let own = |endpoint: &&Endpoint| {
+                endpoint.address().is_some_and(|own| pod.addresses().any(|a| a == own))
+            };
+            if let Some(endpoint) = slice.object.endpoints.get(*at).filter(own) {
                 self.add_from_slice(&slice.object, endpoint, &mut members);
             }
         }
@@ -129,11 +132,13 @@ impl Index {
         members
     }
 
-    /// A slice's endpoint and its service, when no known pod stands behind it.
+    /// A slice's endpoint and its service, when its address is not that of a known pod: a pod may serve on addresses that its
+    /// status does not list.
     pub(super) fn members_of_endpoint(&self, name: &NsName, address: IpAddr) -> Option<(&Endpoint, Members)> {
         let slice = self.inputs.slices.get(name)?;
         let is_pod = |endpoint: &Endpoint| {
-            slice.object.pod(endpoint).is_some_and(|pod| self.inputs.pods.contains_key(&pod))
+            let pod = slice.object.pod(endpoint).and_then(|pod| self.inputs.pods.get(&pod));
+            pod.is_some_and(|pod| pod.addresses().any(|own| own == address))
         };
         let endpoint = slice.at(address).find(|endpoint| !is_pod(endpoint))?;
         let mut members = Members::new();

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use mesh_common::api::{
-    ADDRESS_TYPE, COMPLETE,
+    ADDRESS_TYPE, COMPLETE, MORE,
     envoy::{
         config::core::v3::Node,
         service::discovery::v3::{
@@ -218,9 +218,9 @@ impl Client {
                 metrics.responses.inc();
                 metrics.resources_sent.inc_by(response.resources.len() as u64);
                 metrics.removals_sent.inc_by(response.removed.len() as u64);
-                let complete = if response.complete { COMPLETE } else { "" };
+                let mark = if response.complete { COMPLETE } else { MORE };
                 Ok(Some(DeltaDiscoveryResponse {
-                    system_version_info: format!("{}{complete}", response.revision),
+                    system_version_info: format!("{}{mark}", response.revision),
                     resources: response.resources.iter().map(|served| on_wire(served)).collect(),
                     type_url: kind.clone(),
                     nonce: response.nonce,

@@ -190,11 +190,16 @@ impl Session {
         let from = self.cursor;
         let mut response = Response::default();
         let mut bytes = 0;
-        self.take_orphans(contents, &mut response);
         self.take_asked(contents, &mut response, &mut bytes);
-        let Some(ended) = self.take_changes(contents, &mut response, &mut bytes) else {
+        if self.take_changes(contents, &mut response, &mut bytes).is_none() {
             return Next::TooFarBehind;
-        };
+        }
+        let at_end = self.cursor == contents.revision() && self.asked.is_empty();
+        if at_end {
+            // What has gone is told last, so that what came in its place is there before.
+            self.take_orphans(contents, &mut response);
+        }
+        let ended = at_end && self.orphans.is_empty();
         if response.items() == 0 && (!ended || self.answered) {
             return if ended { Next::Idle } else { Next::Again };
         }
@@ -254,13 +259,13 @@ impl Session {
         }
     }
 
-    /// Moves on in the log; `Some(true)` at its end, `None` when it has a gap.
+    /// Moves on in the log, to its end if the response has room; `None` when the log has a gap.
     fn take_changes(
         &mut self,
         contents: &Contents,
         response: &mut Response,
         bytes: &mut usize,
-    ) -> Option<bool> {
+    ) -> Option<()> {
         let mut ended = true;
         let from = self.cursor;
         for (scanned, (revision, logged)) in contents.after(from)?.enumerate() {
@@ -291,10 +296,8 @@ impl Session {
         if ended {
             self.cursor = contents.revision();
             self.initial = HashMap::new();
-            // What was asked for is all that is left to be said.
-            ended = self.asked.is_empty() && self.orphans.is_empty();
         }
-        Some(ended)
+        Some(())
     }
 
     /// The client came with this very content.

@@ -33,6 +33,20 @@ async fn a_bad_file_is_reported_and_its_good_content_stays() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_emptied_keeps_what_it_held() {
+    let world = World::start(&[("web.yaml", &web())]).await;
+    let mut subscriber = world.subscriber().await;
+    world.write("web.yaml", "\n");
+    let faults = world.faults().await;
+    assert_eq!(faults.len(), 1);
+    assert!(faults[0].3.contains("is empty"), "{}", faults[0].3);
+    subscriber.nothing().await;
+    world.write("web.yaml", &web().replace("10.96.0.1", "10.96.0.3"));
+    assert_eq!(subscriber.next().await.put, [WEB]);
+    world.status_when(|status| status.file_errors.is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_bad_file_at_the_start_does_not_keep_the_others_out() {
     let world = World::start(&[("bad.yaml", "kind: ["), ("web.yaml", &web())]).await;
     assert_eq!(world.subscriber().await.held.len(), 1);
