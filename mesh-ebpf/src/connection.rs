@@ -34,7 +34,7 @@ pub fn connection(ctx: SockOpsContext) -> u32 {
     0
 }
 
-/// The record of a socket that `connect` led somewhere or, of a workload, saw pass.
+/// The record of a socket that `connect` led to a backend.
 #[inline(always)]
 fn record(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     // SAFETY: a readable field of a valid context.

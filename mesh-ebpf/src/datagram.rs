@@ -89,8 +89,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
     if moved {
         count::reason(Reason::FlowMoved);
     }
-    let workload = socket::of(ctx).map_or(0, |socket| socket.workload);
-    match balance::choose(ctx, &key, workload) {
+    match balance::choose(ctx, &key) {
         Ok(choice) => {
             keep(ctx, &flow, &dialled, &choice);
             family.write(ctx, &choice.endpoint);
