@@ -175,8 +175,8 @@ fn virtual_machines() -> Result<Outcome> {
     }
     let tester = vm::prepare()?;
     let mut outcome = Outcome::default();
-    for series in vm::SERIES {
-        outcome.add(match vm::on_kernel(series, &tester, "") {
+    for (series, verdict) in vm::on_kernels(vm::SERIES, &tester, "") {
+        outcome.add(match verdict {
             Ok(verdict) => {
                 let problems =
                     (verdict.failed > 0).then(|| format!("{} tests on Linux {series}", verdict.failed));
