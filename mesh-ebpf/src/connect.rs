@@ -57,7 +57,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
                 socket.dialled = dialled;
                 socket.chosen = choice.endpoint;
                 if is_udp(ctx) {
-                    count::outcome(socket, Outcome::Connected, |counters| counters.attempts += 1);
+                    count::outcome(socket, Outcome::Connected, &count::ATTEMPT);
                 }
             }
             Action::Rewritten

@@ -114,7 +114,7 @@ fn keep(ctx: &SockAddrContext, flow: &FlowKey, dialled: &Endpoint, choice: &Choi
         backend: choice.backend,
         ..CounterKey::default()
     };
-    count::key(&connected, |counters| counters.attempts += 1);
+    count::key(&connected, &count::ATTEMPT);
     if socket.dialled.is_some() && !socket.dialled.same(dialled) {
         return remember(flow, dialled, choice);
     }
