@@ -2,9 +2,13 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use mesh_control::{Config, ControlPlane};
+use mesh_control::ControlPlane;
 
-use crate::{manifests::*, subscriber::Told, world::World};
+use crate::{
+    manifests::*,
+    subscriber::Told,
+    world::{World, config},
+};
 
 #[tokio::test]
 async fn a_bad_file_is_reported_and_its_good_content_stays() {
@@ -109,8 +113,8 @@ async fn a_mounted_config_map_is_swapped_as_kubernetes_does() {
     };
     publish("..1", &web());
     symlink("..data/web.yaml", root.join("web.yaml")).unwrap();
-    let control = ControlPlane::start(Config::on_loopback(root)).await.unwrap();
-    let world = World { dir, control };
+    let root = root.to_owned();
+    let world = World::over(dir, root).await;
     let mut subscriber = world.subscriber().await;
     assert_eq!(subscriber.held.len(), 1);
     let root = world.dir.path();
@@ -149,8 +153,7 @@ async fn a_lost_directory_keeps_its_content_and_is_found_again() {
     let root = parent.path().join("manifests");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("web.yaml"), web()).unwrap();
-    let control = ControlPlane::start(Config::on_loopback(&root)).await.unwrap();
-    let world = World { dir: parent, control };
+    let world = World::over(parent, &root).await;
     let mut subscriber = world.subscriber().await;
     fs::rename(&root, world.path("away")).unwrap();
     let (file, _, _, reason) = world.faults().await.remove(0);
@@ -199,7 +202,8 @@ async fn an_address_has_one_service_for_each_port_and_protocol() {
 
 #[tokio::test]
 async fn a_missing_directory_is_named_with_its_option() {
-    let error = ControlPlane::start(Config::on_loopback("/nowhere/manifests")).await.unwrap_err();
+    let (config, _state) = config("/nowhere/manifests");
+    let error = ControlPlane::start(config).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("--manifests /nowhere/manifests") && text.contains("No such file"), "{text}");
 }
