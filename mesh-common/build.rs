@@ -2,8 +2,10 @@
 
 #[cfg(feature = "api")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 4] = [
+    const FILES: [&str; 6] = [
         "envoy/service/discovery/v3/ads.proto",
+        "istio/authorization.proto",
+        "istio/ca.proto",
         "istio/workload.proto",
         "mesh/v1/extension.proto",
         "mesh/v1/management.proto",

@@ -3,12 +3,13 @@
 use std::{
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
 use mesh_common::api::{
     envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
+    istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
     mesh::v1::management_server::ManagementServer,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
@@ -17,19 +18,25 @@ use tracing::{info, warn};
 
 use crate::{
     catalog::Catalog,
+    certificates::Certificates,
     config::Config,
     health::Health,
+    identity::is_name,
     index::Mesh,
-    kept::Kept,
+    keeper::Keeper,
+    last_good::LastGood,
     management::Management,
     metrics::Metrics,
     pipeline::{Pipeline, Report},
     source::Source,
+    tls,
     xds::{Agents, Discovery, Shared},
 };
 
 /// A client that returns may list a hundred thousand versions in one request.
 const MAX_REQUEST: usize = 64 << 20;
+/// A request for a certificate is a key and a name.
+const MAX_CERTIFICATE_REQUEST: usize = 64 << 10;
 /// Finds clients that went without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,13 +77,33 @@ impl ControlPlane {
         };
         tasks.spawn(health.serve(listener));
 
-        let mesh = Mesh { cluster_id: config.cluster_id, cluster_domain: config.cluster_domain };
+        anyhow::ensure!(
+            is_name(&config.trust_domain),
+            "--trust-domain {:?}: letters, digits, '-', '.' and '_' only",
+            config.trust_domain
+        );
+        let kept = (config.clone(), Arc::clone(&metrics));
+        let keeper = tokio::task::spawn_blocking(move || Keeper::start(kept.0, kept.1, SystemTime::now()));
+        let keeper = keeper.await.context("reading certificates")??;
+        let in_force = keeper.subscribe();
+        let certificates = Certificates {
+            in_force: in_force.clone(),
+            catalog: Arc::clone(&catalog),
+            metrics: Arc::clone(&metrics),
+            trust_domain: config.trust_domain.clone(),
+            lifetime: config.certificate_lifetime,
+        };
+        let mesh = Mesh {
+            cluster_id: config.cluster_id,
+            cluster_domain: config.cluster_domain,
+            trust_domain: config.trust_domain,
+        };
         let (source, batch) = Source::open(&config.manifests).await?;
         let option = || format!("--state-dir {}", config.state_dir.display());
-        let kept = Kept::open(&config.state_dir).with_context(option)?;
+        let last_good = LastGood::open(&config.state_dir).with_context(option)?;
         let (catalog_of, report_of, metrics_of) =
             (Arc::clone(&catalog), Arc::clone(&report), Arc::clone(&metrics));
-        let pipeline = Pipeline::new(mesh, kept, catalog_of, report_of, metrics_of);
+        let pipeline = Pipeline::new(mesh, last_good, catalog_of, report_of, metrics_of);
         let (pipeline, started_from) = blocking(pipeline, |pipeline| pipeline.start(batch)).await?;
         started_from.with_context(option)?;
 
@@ -84,14 +111,24 @@ impl ControlPlane {
         let shared = Shared {
             catalog: Arc::clone(&catalog),
             agents: Arc::clone(&agents),
-            metrics,
+            metrics: Arc::clone(&metrics),
             stop: stopped.clone(),
+            in_force: in_force.clone(),
         };
         let discovery = AggregatedDiscoveryServiceServer::new(Discovery::new(shared))
             .max_decoding_message_size(MAX_REQUEST);
+        let certificates = IstioCertificateServiceServer::new(certificates)
+            .max_decoding_message_size(MAX_CERTIFICATE_REQUEST);
+        let (incoming_tls, accepting) = tls::accept(listener, in_force, metrics);
         let serving = server()
             .add_service(discovery)
-            .serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+            .add_service(certificates)
+            .serve_with_incoming_shutdown(incoming_tls, ended(stopped.clone()));
+        tasks.spawn(async {
+            accepting.await;
+            Ok(())
+        });
+        tasks.spawn(keeper.run(ended(stopped.clone())));
         tasks.spawn(async { serving.await.context("serving agents") });
 
         let (listener, management) = bind("--management-address", config.management_address).await?;

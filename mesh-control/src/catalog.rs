@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::index::{Body, Delta, Name, Resource};
+use crate::index::{Body, Delta, Name, Placement, Resource};
 
 /// Counts changes of resources.
 pub(crate) type Revision = u64;
@@ -59,6 +59,8 @@ pub(crate) struct Contents {
     times: VecDeque<(Revision, Instant)>,
     services: u64,
     workloads: u64,
+    /// Numbers of workloads.
+    placements: HashMap<Placement, usize>,
 }
 
 impl Contents {
@@ -72,6 +74,7 @@ impl Contents {
             }
             if let Some(Logged::Live(served)) = &former {
                 *self.count(served.resource.body) -= 1;
+                self.leave(served.resource.placement.as_deref());
             }
             self.revision += 1;
             let born = match &former {
@@ -83,6 +86,9 @@ impl Contents {
             let logged = match resource {
                 Some(resource) => {
                     *self.count(resource.body) += 1;
+                    if let Some(placement) = resource.placement.as_deref() {
+                        *self.placements.entry(placement.clone()).or_default() += 1;
+                    }
                     Logged::Live(Arc::new(Served { resource, born, previous }))
                 }
                 None => {
@@ -108,6 +114,21 @@ impl Contents {
             }
             self.forgotten = oldest;
         }
+    }
+
+    fn leave(&mut self, placement: Option<&Placement>) {
+        let Some(placement) = placement else { return };
+        if let Some(number) = self.placements.get_mut(placement) {
+            *number -= 1;
+            if *number == 0 {
+                self.placements.remove(placement);
+            }
+        }
+    }
+
+    /// Whether a workload of that service account is on that node.
+    pub(crate) fn is_placed(&self, placement: &Placement) -> bool {
+        self.placements.contains_key(placement)
     }
 
     fn count(&mut self, body: Body) -> &mut u64 {
@@ -216,6 +237,7 @@ pub(crate) mod tests {
             namespace: "ns".into(),
             version,
             bytes: bytes::Bytes::from_static(b"x"),
+            placement: None,
         }
     }
 
@@ -257,6 +279,29 @@ pub(crate) mod tests {
         assert!(matches!(logged, Logged::Gone { born: 1, previous: 3, .. }), "{logged:?}");
         assert_eq!(revision, 4);
         assert_eq!(contents.tombstones.len(), 1);
+    }
+
+    #[test]
+    fn a_service_account_is_on_a_node_as_long_as_one_of_its_workloads() {
+        let on = |node: &str| Placement {
+            node: node.into(),
+            namespace: "ns".into(),
+            service_account: "sa".into(),
+        };
+        let put = |name: &str, node: &str| {
+            let resource = Resource { placement: Some(Box::new(on(node))), ..resource(name, 1) };
+            Delta::from([(Name::from(name), Some(resource))])
+        };
+        let mut contents = Contents::default();
+        let now = Instant::now();
+        contents.apply(put("a", "n1"), now);
+        contents.apply(put("b", "n1"), now);
+        contents.apply(put("a", "n2"), now);
+        assert!(contents.is_placed(&on("n1")) && contents.is_placed(&on("n2")));
+        contents.apply(delta(&[("b", 0)]), now);
+        assert!(!contents.is_placed(&on("n1")) && contents.is_placed(&on("n2")));
+        contents.apply(delta(&[("a", 0)]), now);
+        assert!(contents.placements.is_empty());
     }
 
     #[test]

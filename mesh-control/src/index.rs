@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use encode::{Body, Resource};
+pub(crate) use encode::{Body, Placement, Resource};
 use inputs::Inputs;
 
 use self::{claims::Claims, queue::Queue};
@@ -33,6 +33,7 @@ pub(crate) type Name = Arc<str>;
 pub(crate) struct Mesh {
     pub(crate) cluster_id: String,
     pub(crate) cluster_domain: String,
+    pub(crate) trust_domain: String,
 }
 
 /// The object that a service comes from.

@@ -2,24 +2,34 @@
 //!
 //! ```text
 //! source (directory) → manifest (parse) → store → index → catalog ══ delta ADS ══ agents
+//!                          files → keeper → ca, auth → certificates ══ TLS ══════════ agents
 //! ```
 //!
-//! `manifest`, `store`, `index`, `catalog` and `xds::session` are pure; the shells around them are `source`, `kept`,
-//! `pipeline`, `xds::server`, `management` and `health`. `pipeline` is the only writer.
+//! `manifest`, `store`, `index`, `catalog`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
+//! around them are `source`, `last_good`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`.
+//! `pipeline` is the only writer of what is served, `keeper` of what callers are judged and certified by.
 
 mod app;
+mod auth;
+pub mod ca;
 mod catalog;
+mod certificates;
 mod config;
+mod duration;
 mod health;
+mod identity;
 mod index;
-mod kept;
+mod keeper;
+mod last_good;
 mod management;
 pub mod manifest;
 mod metrics;
 mod pipeline;
 mod source;
 mod store;
+mod tls;
 mod xds;
 
 pub use app::ControlPlane;
 pub use config::Config;
+pub use duration::parse as parse_duration;

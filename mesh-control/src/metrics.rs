@@ -1,6 +1,8 @@
 //! What is counted, in Prometheus' form.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 
 /// The counters of one control plane.
 #[derive(Debug)]
@@ -21,6 +23,13 @@ pub(crate) struct Metrics {
     pub(crate) revision: IntGauge,
     pub(crate) agents: IntGauge,
     pub(crate) max_lag: IntGauge,
+    pub(crate) issued: IntCounter,
+    pub(crate) refused_certificates: IntCounterVec,
+    pub(crate) refused_streams: IntCounterVec,
+    pub(crate) failed_handshakes: IntCounterVec,
+    pub(crate) refused_files: IntCounterVec,
+    pub(crate) issuer_end: IntGauge,
+    pub(crate) roots: IntGauge,
 }
 
 impl Metrics {
@@ -33,6 +42,10 @@ impl Metrics {
         let gauge = |name: &str, help: &str| {
             let gauge = IntGauge::with_opts(Opts::new(format!("mesh_control_{name}"), help))?;
             registry.register(Box::new(gauge.clone())).map(|()| gauge)
+        };
+        let by = |label: &str, name: &str, help: &str| {
+            let counter = IntCounterVec::new(Opts::new(format!("mesh_control_{name}"), help), &[label])?;
+            registry.register(Box::new(counter.clone())).map(|()| counter)
         };
         let buckets = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
         let help = "Time from a batch of changed files to the publication of what they change";
@@ -60,6 +73,28 @@ impl Metrics {
                 "agents_max_lag_revisions",
                 "Largest number of changes that an agent has not acknowledged",
             )?,
+            issued: counter("certificates_issued_total", "Certificates issued")?,
+            refused_certificates: by(
+                "reason",
+                "certificates_refused_total",
+                "Requests for certificates that were refused",
+            )?,
+            refused_streams: by(
+                "reason",
+                "xds_streams_refused_total",
+                "Streams of agents that were refused",
+            )?,
+            failed_handshakes: by("reason", "handshakes_failed_total", "TLS handshakes that failed")?,
+            refused_files: by(
+                "what",
+                "credentials_refused_total",
+                "Changed certificates and credentials that cannot be used",
+            )?,
+            issuer_end: gauge(
+                "issuer_not_after_seconds",
+                "When the issuing certificate or its chain expires",
+            )?,
+            roots: gauge("trusted_roots", "Roots that are trusted")?,
             update_seconds,
             registry,
         })

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::{
     catalog::Catalog,
     index::{Index, Mesh},
-    kept::Kept,
+    last_good::LastGood,
     metrics::Metrics,
     source::Batch,
     store::{Applied, Store},
@@ -23,7 +23,7 @@ pub(crate) type Report = RwLock<Arc<Vec<FileError>>>;
 /// Everything between a source and the subscribers.
 pub(crate) struct Pipeline {
     store: Store,
-    kept: Kept,
+    last_good: LastGood,
     index: Index,
     catalog: Arc<Catalog>,
     report: Arc<Report>,
@@ -33,12 +33,12 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     pub(crate) fn new(
         mesh: Mesh,
-        kept: Kept,
+        last_good: LastGood,
         catalog: Arc<Catalog>,
         report: Arc<Report>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { store: Store::default(), kept, index: Index::new(mesh), catalog, report, metrics }
+        Self { store: Store::default(), last_good, index: Index::new(mesh), catalog, report, metrics }
     }
 
     /// Takes the first reading of all manifests in, after what those that are not good now held before.
@@ -46,7 +46,7 @@ impl Pipeline {
     /// # Errors
     /// When that cannot be read: starting without it might withdraw what is in force.
     pub(crate) fn start(&mut self, first: Batch) -> std::io::Result<()> {
-        let earlier = self.kept.before(&first)?;
+        let earlier = self.last_good.before(&first)?;
         self.apply(earlier);
         self.apply(first);
         Ok(())
@@ -74,8 +74,8 @@ impl Pipeline {
             "manifests taken in"
         );
         self.tell();
-        let kept = good.iter().map(|(path, text)| (path, self.kept.keep(path, text)));
-        for (path, outcome) in kept.chain(gone.iter().map(|path| (path, self.kept.forget(path)))) {
+        let kept = good.iter().map(|(path, text)| (path, self.last_good.keep(path, text)));
+        for (path, outcome) in kept.chain(gone.iter().map(|path| (path, self.last_good.forget(path)))) {
             if let Err(error) = outcome {
                 self.metrics.keep_failures.inc();
                 warn!(file = %path.display(), %error, "the manifest's copy for the next start is not what is in force");

@@ -35,6 +35,14 @@ pub(crate) enum Body {
     Workload,
 }
 
+/// Who a node may stand in for: a service account of which a workload is on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Placement {
+    pub(crate) node: Box<str>,
+    pub(crate) namespace: Box<str>,
+    pub(crate) service_account: Box<str>,
+}
+
 /// A resource as it is served.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Resource {
@@ -45,6 +53,8 @@ pub(crate) struct Resource {
     pub(crate) version: u64,
     /// An encoded [`Address`].
     pub(crate) bytes: Bytes,
+    /// Of a workload that is on a node and has an identity.
+    pub(crate) placement: Option<Box<Placement>>,
 }
 
 /// Encodes a service; an extension that says nothing is left out.
@@ -60,6 +70,7 @@ pub(super) fn service(name: Name, mut service: Service, extension: &ServiceExten
         namespace: service.namespace.into(),
         version: xxh3_64(&bytes),
         bytes,
+        placement: None,
     }
 }
 
@@ -86,6 +97,7 @@ pub(super) fn workload(mut workload: Workload, extension: &WorkloadExtension, me
         namespace: workload.namespace.into(),
         version: xxh3_64(&bytes),
         bytes,
+        placement: None,
     }
 }
 

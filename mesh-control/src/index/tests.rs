@@ -15,7 +15,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mesh = Mesh { cluster_id: "C".to_owned(), cluster_domain: "d".to_owned() };
+        let mesh =
+            Mesh { cluster_id: "C".to_owned(), cluster_domain: "d".to_owned(), trust_domain: "t".to_owned() };
         Self { store: Store::default(), index: Index::new(mesh), held: BTreeMap::new() }
     }
 

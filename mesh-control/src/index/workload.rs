@@ -8,8 +8,8 @@ use mesh_common::api::{
 };
 
 use super::{
-    Delta, Index, Origin,
-    encode::{self, Resource},
+    Delta, Index, Mesh, Origin,
+    encode::{self, Placement, Resource},
     member::{Members, State, own_state},
     service::octets,
 };
@@ -36,7 +36,12 @@ impl Index {
         let node = draft.as_ref().map_or("", |draft| draft.workload.node.as_str());
         self.inputs.place(origin, node);
         let uid = self.uid(origin);
-        let resource = draft.map(|draft| finish(draft, uid.clone(), &self.mesh.cluster_id));
+        // Whoever writes an endpoint into a slice or an entry does not thereby give a node somebody's identity.
+        let identified = matches!(origin, Origin::Pod(_) | Origin::WorkloadEntry(_));
+        let resource = draft.map(|draft| {
+            let placement = identified.then(|| placement(&draft.workload)).flatten();
+            Resource { placement, ..finish(draft, uid.clone(), &self.mesh) }
+        });
         self.publish(uid.into(), resource, delta);
     }
 
@@ -117,6 +122,19 @@ impl Index {
     }
 }
 
+/// Where a workload is, and as whom; a pod that says nothing runs as `default`.
+fn placement(workload: &api::Workload) -> Option<Box<Placement>> {
+    let account = workload.service_account.as_str();
+    let account = if account.is_empty() { "default" } else { account };
+    let node = workload.node.as_str();
+    let placement = Placement {
+        node: node.into(),
+        namespace: workload.namespace.as_str().into(),
+        service_account: account.into(),
+    };
+    (!node.is_empty()).then(|| Box::new(placement))
+}
+
 fn as_locality((region, zone, subzone): (&str, &str, &str)) -> Option<api::Locality> {
     let locality = api::Locality { region: region.into(), zone: zone.into(), subzone: subzone.into() };
     (locality != api::Locality::default()).then_some(locality)
@@ -158,7 +176,7 @@ fn with_spec(mut workload: api::Workload, spec: &WorkloadSpec) -> Option<api::Wo
 }
 
 /// Writes identity and readiness: a workload that is ready nowhere is unhealthy, else the exceptions are listed.
-fn finish(draft: Draft, uid: String, cluster_id: &str) -> Resource {
+fn finish(draft: Draft, uid: String, mesh: &Mesh) -> Resource {
     let Draft { mut workload, mut extension, members, state } = draft;
     let ready = if members.is_empty() {
         state == State::Ready
@@ -167,7 +185,11 @@ fn finish(draft: Draft, uid: String, cluster_id: &str) -> Resource {
     };
     let status = if ready { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
     workload.uid = uid;
-    workload.cluster_id = cluster_id.to_owned();
+    workload.cluster_id.clone_from(&mesh.cluster_id);
+    // On the wire nothing stands for this one.
+    if mesh.trust_domain != "cluster.local" {
+        workload.trust_domain.clone_from(&mesh.trust_domain);
+    }
     workload.status = status.into();
     let names_in =
         |state| members.iter().filter(move |(_, m)| m.state == state).map(|(name, _)| name.to_string());

@@ -1,6 +1,10 @@
 //! The shell around the sessions: a gRPC stream for each client.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use mesh_common::api::{
     ADDRESS_TYPE, COMPLETE, MORE,
@@ -13,7 +17,10 @@ use mesh_common::api::{
     },
 };
 use prost_types::value::Kind;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -23,7 +30,9 @@ use super::{
     session::{self, Answer, Next, Session},
 };
 use crate::{
+    auth::{Caller, Credentials},
     catalog::{Catalog, Served},
+    keeper::InForce,
     metrics::Metrics,
 };
 
@@ -31,17 +40,17 @@ use crate::{
 const MAX_TYPES: usize = 16;
 
 /// What all streams have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) metrics: Arc<Metrics>,
     /// Becomes true when the streams are to end.
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) in_force: watch::Receiver<Arc<InForce>>,
 }
 
 /// The discovery service.
-#[derive(Debug)]
 pub(crate) struct Discovery {
     shared: Shared,
     /// Stands for every type that is not served: a client that waits for a first answer gets an empty one.
@@ -63,6 +72,13 @@ impl AggregatedDiscoveryService for Discovery {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let address = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        let (credentials, opened) = (Credentials::of(&request), SystemTime::now());
+        let in_force = Arc::clone(&self.shared.in_force.borrow());
+        let caller = credentials.judge(&in_force.rules(), opened).map_err(|refusal| {
+            warn!(%address, reason = refusal.reason(), %refusal, "stream refused");
+            self.shared.metrics.refused_streams.with_label_values(&[refusal.reason()]).inc();
+            Status::from(refusal)
+        })?;
         let entry = self.shared.agents.enter(address.clone(), Instant::now());
         // One response waits for the network; the next is made when there is room for it.
         let (send, responses) = mpsc::channel(1);
@@ -70,6 +86,9 @@ impl AggregatedDiscoveryService for Discovery {
             shared: self.shared.clone(),
             nothing: Arc::clone(&self.nothing),
             entry,
+            credentials,
+            caller,
+            opened,
             node: String::new(),
             sessions: Vec::new(),
         };
@@ -83,6 +102,9 @@ struct Client {
     shared: Shared,
     nothing: Arc<Catalog>,
     entry: Entry,
+    credentials: Credentials,
+    caller: Caller,
+    opened: SystemTime,
     node: String,
     /// By type.
     sessions: Vec<(String, Session)>,
@@ -107,6 +129,15 @@ impl Client {
     ) -> Result<(), Status> {
         let mut revisions = self.shared.catalog.subscribe();
         let mut stop = self.shared.stop.clone();
+        let mut in_force = self.shared.in_force.clone();
+        let life = self.caller.until.and_then(|until| until.duration_since(SystemTime::now()).ok());
+        let expired = async {
+            match life {
+                Some(life) => sleep(life).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(expired);
         loop {
             let revision = *revisions.borrow_and_update();
             let due = self.due(revision);
@@ -114,6 +145,11 @@ impl Client {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(Status::unavailable("the control plane stops")),
                 () = send.closed() => return Ok(()),
+                () = &mut expired => return Err(Status::unauthenticated("the certificate has expired")),
+                Ok(()) = in_force.changed() => {
+                    let now = Arc::clone(&in_force.borrow_and_update());
+                    self.judge_again(&now)?;
+                }
                 request = requests.message() => match request? {
                     Some(request) => self.take(request)?,
                     None => return Ok(()),
@@ -132,6 +168,17 @@ impl Client {
         }
     }
 
+    /// What is in force changed: certificates were revoked, say, or tokens withdrawn.
+    fn judge_again(&self, in_force: &InForce) -> Result<(), Status> {
+        // A token that was good when the stream was opened need not be renewed; a certificate ends the stream itself.
+        let at = if self.caller.until.is_some() { SystemTime::now() } else { self.opened };
+        self.credentials.judge(&in_force.rules(), at).map(drop).map_err(|refusal| {
+            warn!(node = %self.node, reason = refusal.reason(), %refusal, "stream ended");
+            self.shared.metrics.refused_streams.with_label_values(&[refusal.reason()]).inc();
+            Status::from(refusal)
+        })
+    }
+
     /// The session that has something to say.
     fn due(&self, revision: u64) -> Option<usize> {
         self.sessions
@@ -141,7 +188,7 @@ impl Client {
 
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
-            self.introduce(node);
+            self.introduce(node)?;
         }
         let at = self.sessions.iter().position(|(kind, _)| *kind == request.type_url);
         let at = match at {
@@ -181,11 +228,20 @@ impl Client {
         Ok(())
     }
 
-    fn introduce(&mut self, node: &Node) {
+    fn introduce(&mut self, node: &Node) -> Result<(), Status> {
         // An agent that follows Istio's form of the id names its node in the metadata.
         let named = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NODE_NAME"));
         let named = match named.and_then(|value| value.kind.as_ref()) {
-            Some(Kind::StringValue(name)) => name,
+            Some(Kind::StringValue(name)) => {
+                if let Some(bound) = self.caller.node.as_ref().filter(|bound| *bound != name) {
+                    let name = bounded(name);
+                    warn!(node = %bound, claimed = %name, "stream refused: NODE_NAME is of another node");
+                    self.shared.metrics.refused_streams.with_label_values(&["other_node"]).inc();
+                    let reason = format!("metadata NODE_NAME: {name} is not the authenticated node {bound}");
+                    return Err(Status::permission_denied(reason));
+                }
+                name
+            }
             Some(
                 Kind::NullValue(_)
                 | Kind::NumberValue(_)
@@ -193,7 +249,7 @@ impl Client {
                 | Kind::StructValue(_)
                 | Kind::ListValue(_),
             )
-            | None => &node.id,
+            | None => self.caller.node.as_ref().unwrap_or(&node.id),
         };
         let (name, version) = (bounded(named), bounded(&node.user_agent_version));
         if self.node != name {
@@ -201,6 +257,7 @@ impl Client {
         }
         self.node.clone_from(&name);
         self.entry.update(|agent| (agent.node, agent.version) = (name, version));
+        Ok(())
     }
 
     /// Makes the response that is due, if any is.

@@ -115,7 +115,7 @@ async fn many_resources_come_in_parts_of_a_thousand() {
     let documents: Vec<_> =
         (0..2_500u32).map(|i| pod(&format!("p{i}"), &format!("10.1.{}.{}", i / 250, i % 250 + 1))).collect();
     let world = World::start(&[("all.yaml", &file(&documents))]).await;
-    let mut subscriber = crate::subscriber::Subscriber::connect(world.control.xds_address()).await;
+    let mut subscriber = crate::subscriber::Subscriber::connect(&world).await;
     let mut sizes = Vec::new();
     while subscriber.held.len() < 2_500 {
         sizes.push(subscriber.next().await.put.len());

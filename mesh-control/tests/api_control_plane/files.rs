@@ -4,7 +4,11 @@ use std::{fs, os::unix::fs::symlink};
 
 use mesh_control::{Config, ControlPlane};
 
-use crate::{manifests::*, subscriber::Told, world::World};
+use crate::{
+    manifests::*,
+    subscriber::Told,
+    world::{World, config},
+};
 
 #[tokio::test]
 async fn a_bad_file_is_reported_and_its_good_content_stays() {
@@ -109,8 +113,8 @@ async fn a_mounted_config_map_is_swapped_as_kubernetes_does() {
     };
     publish("..1", &web());
     symlink("..data/web.yaml", root.join("web.yaml")).unwrap();
-    let control = ControlPlane::start(Config::on_loopback(root)).await.unwrap();
-    let world = World { dir, control };
+    let root = root.to_owned();
+    let world = World::over(dir, root).await;
     let mut subscriber = world.subscriber().await;
     assert_eq!(subscriber.held.len(), 1);
     let root = world.dir.path();
@@ -149,8 +153,7 @@ async fn a_lost_directory_keeps_its_content_and_is_found_again() {
     let root = parent.path().join("manifests");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("web.yaml"), web()).unwrap();
-    let control = ControlPlane::start(Config::on_loopback(&root)).await.unwrap();
-    let world = World { dir: parent, control };
+    let world = World::over(parent, &root).await;
     let mut subscriber = world.subscriber().await;
     fs::rename(&root, world.path("away")).unwrap();
     let (file, _, _, reason) = world.faults().await.remove(0);
@@ -199,7 +202,8 @@ async fn an_address_has_one_service_for_each_port_and_protocol() {
 
 #[tokio::test]
 async fn a_missing_directory_is_named_with_its_option() {
-    let error = ControlPlane::start(Config::on_loopback("/nowhere/manifests")).await.unwrap_err();
+    let (config, _state) = config("/nowhere/manifests");
+    let error = ControlPlane::start(config).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(text.contains("--manifests /nowhere/manifests") && text.contains("No such file"), "{text}");
 }
@@ -216,25 +220,23 @@ async fn foreign_kinds_are_told_and_do_no_harm() {
 
 #[tokio::test]
 async fn a_manifest_that_became_invalid_outlives_a_restart() {
-    let World { dir, control } =
+    let World { dir, control, config, state } =
         World::start(&[("web.yaml", &web()), ("pod.yaml", &pod("a", "10.0.0.1"))]).await;
     control.stop().await.unwrap();
     // Nobody was there to see it: one is invalid now, one is withdrawn.
     fs::write(dir.path().join("web.yaml"), "kind: [").unwrap();
     fs::remove_file(dir.path().join("pod.yaml")).unwrap();
-    let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
-    let world = World { dir, control };
+    let world = World::with(dir, config, state).await;
     let mut subscriber = world.subscriber().await;
     assert_eq!(subscriber.held.keys().collect::<Vec<_>>(), [WEB]);
     assert_eq!(world.faults().await.len(), 1);
     // Withdrawn now, it does not come back.
     world.remove("web.yaml");
     assert_eq!(subscriber.next().await, Told { put: vec![], removed: vec![WEB.to_owned()] });
-    let World { dir, control } = world;
+    let World { dir, control, config, state } = world;
     control.stop().await.unwrap();
     fs::write(dir.path().join("web.yaml"), "kind: [").unwrap();
-    let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
-    let world = World { dir, control };
+    let world = World::with(dir, config, state).await;
     assert_eq!(world.subscriber().await.held.len(), 0);
 }
 
@@ -242,7 +244,8 @@ async fn a_manifest_that_became_invalid_outlives_a_restart() {
 async fn a_state_directory_that_cannot_be_is_named_with_its_option() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    let config = Config { state_dir: dir.path().join("file/state"), ..Config::on_loopback(dir.path()) };
+    let (config, _state) = config(dir.path());
+    let config = Config { state_dir: dir.path().join("file/state"), ..config };
     let text = format!("{:#}", ControlPlane::start(config).await.unwrap_err());
     assert!(text.contains("--state-dir") && text.contains("Not a directory"), "{text}");
 }

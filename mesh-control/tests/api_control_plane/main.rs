@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod balancing;
+mod certificates;
 mod changes;
+mod client;
 mod files;
 mod management;
 mod manifests;
+mod rotation;
 mod streams;
 mod subscriber;
 mod sync;

@@ -25,7 +25,7 @@ async fn shown(world: &World, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-async fn scrape(world: &World, path: &str) -> String {
+pub(crate) async fn scrape(world: &World, path: &str) -> String {
     let mut stream = TcpStream::connect(world.control.metrics_address()).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -163,6 +163,7 @@ async fn the_command_serves_until_it_is_told_to_stop() {
         ["--xds-address", "--management-address", "--metrics-address"].map(|option| [option, "127.0.0.1:0"]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-control"));
     command.args(["run", "--log-format", "json", "--manifests"]).arg(dir.path()).args(ports.as_flattened());
+    command.arg("--ca-dir").arg(dir.path().join(".ca"));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
     let ended = tokio::task::spawn_blocking(move || {
@@ -181,10 +182,13 @@ async fn the_command_serves_until_it_is_told_to_stop() {
 
 #[tokio::test]
 async fn the_command_names_the_option_at_fault() {
-    let run = || {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca");
+    let run = move || {
         Command::new(env!("CARGO_BIN_EXE_mesh-control"))
             .args(["run", "--manifests", "/nowhere"])
-            .args(["--metrics-address", "127.0.0.1:0"])
+            .args(["--metrics-address", "127.0.0.1:0", "--ca-dir"])
+            .arg(&ca)
             .output()
     };
     let output = tokio::task::spawn_blocking(run).await.unwrap().unwrap();

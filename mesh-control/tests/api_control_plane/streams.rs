@@ -48,7 +48,7 @@ async fn who_returns_is_sent_only_what_differs() {
     let before = world.subscriber().await;
     let first =
         DeltaDiscoveryRequest { initial_resource_versions: before.versions.clone(), ..Default::default() };
-    let mut again = Subscriber::open(world.control.xds_address(), first).await;
+    let mut again = Subscriber::open(&world, first).await;
     // All is equal, and the answer comes nevertheless.
     assert_eq!(again.next().await, Told::default());
 
@@ -59,7 +59,7 @@ async fn who_returns_is_sent_only_what_differs() {
     versions.insert("Kubernetes//Pod/shop/never-known".into(), "1".into());
     versions.remove(&pod_uid("a"));
     let first = DeltaDiscoveryRequest { initial_resource_versions: versions, ..Default::default() };
-    let mut again = Subscriber::open(world.control.xds_address(), first).await;
+    let mut again = Subscriber::open(&world, first).await;
     let told = again.next().await;
     assert_eq!(told.put, [pod_uid("a"), WEB.to_owned()]);
     assert_eq!(told.removed, [pod_uid("b"), "Kubernetes//Pod/shop/never-known".to_owned()]);
@@ -72,7 +72,7 @@ async fn versions_held_since_before_a_restart_are_still_good() {
     let versions = World::start(&[("all.yaml", &text)]).await.subscriber().await.versions;
     let world = World::start(&[("all.yaml", &text)]).await;
     let first = DeltaDiscoveryRequest { initial_resource_versions: versions, ..Default::default() };
-    let mut again = Subscriber::open(world.control.xds_address(), first).await;
+    let mut again = Subscriber::open(&world, first).await;
     assert_eq!(again.next().await, Told::default());
     world.remove("all.yaml");
     assert_eq!(again.next().await.removed, [pod_uid("a"), WEB.to_owned()]);
@@ -85,7 +85,7 @@ async fn names_are_answered_each() {
         resource_names_subscribe: vec![WEB.into(), pod_uid("later")],
         ..Default::default()
     };
-    let mut subscriber = Subscriber::open(world.control.xds_address(), first).await;
+    let mut subscriber = Subscriber::open(&world, first).await;
     assert_eq!(subscriber.next().await, Told { put: vec![WEB.into()], removed: vec![pod_uid("later")] });
     world.write("later.yaml", &pod("later", "10.0.0.3"));
     assert_eq!(subscriber.next().await.put, [pod_uid("later")]);
@@ -114,7 +114,7 @@ async fn types_that_are_not_served_are_answered_with_nothing() {
         initial_resource_versions: [("ns/gone".to_owned(), String::new())].into(),
         ..Default::default()
     };
-    let mut subscriber = Subscriber::open(world.control.xds_address(), first).await;
+    let mut subscriber = Subscriber::open(&world, first).await;
     let response = subscriber.receive().await.unwrap();
     assert_eq!((response.type_url.as_str(), response.resources.len()), (authorization, 0));
     assert_eq!(response.removed_resources, ["ns/gone"]);
@@ -133,7 +133,7 @@ async fn a_slow_subscriber_gets_the_last_of_many_changes() {
         file(&pods.collect::<Vec<_>>())
     };
     let world = World::start(&[("all.yaml", &documents(0)), ("web.yaml", &web())]).await;
-    let mut subscriber = Subscriber::connect(world.control.xds_address()).await;
+    let mut subscriber = Subscriber::connect(&world).await;
     for round in 1..=4u32 {
         world.write("all.yaml", &documents(round));
         world.status_when(|status| status.revision >= u64::from(2_000 * (round + 1))).await;

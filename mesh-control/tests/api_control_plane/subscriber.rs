@@ -1,9 +1,6 @@
 //! A delta ADS client that keeps what it was sent, as an agent would.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::api::{
     ADDRESS_TYPE, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
@@ -26,7 +23,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::world::PATIENCE;
+use crate::{
+    client::Shows,
+    world::{PATIENCE, World},
+};
 
 /// What one response said.
 #[derive(Debug, Default, PartialEq)]
@@ -46,22 +46,41 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     /// Subscribes to everything, holding nothing.
-    pub(crate) async fn connect(address: SocketAddr) -> Self {
-        Self::open(address, DeltaDiscoveryRequest::default()).await
+    pub(crate) async fn connect(world: &World) -> Self {
+        Self::open(world, DeltaDiscoveryRequest::default()).await
     }
 
     /// Opens a stream with `first`, to which node and type are added.
-    pub(crate) async fn open(address: SocketAddr, first: DeltaDiscoveryRequest) -> Self {
-        let mut client =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{address}")).await.unwrap();
+    pub(crate) async fn open(world: &World, first: DeltaDiscoveryRequest) -> Self {
+        Self::try_open(world, &Shows::token(), first).await.unwrap()
+    }
+
+    /// The same, as somebody who may be refused.
+    pub(crate) async fn try_open(
+        world: &World,
+        shows: &Shows,
+        first: DeltaDiscoveryRequest,
+    ) -> Result<Self, Status> {
+        let channel = shows.connect(world).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, outgoing) = mpsc::channel(64);
-        let node = Node { id: "node-a".into(), user_agent_version: "1.2.3".into(), ..Node::default() };
+        let name = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("node-a".into())) };
+        let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), name)].into() };
+        let node = Node {
+            id: "ztunnel~127.0.0.1~agent.mesh-system~mesh-system.svc.cluster.local".into(),
+            user_agent_version: "1.2.3".into(),
+            metadata: Some(metadata),
+            ..Node::default()
+        };
         let type_url =
             if first.type_url.is_empty() { ADDRESS_TYPE.to_owned() } else { first.type_url.clone() };
         requests.send(DeltaDiscoveryRequest { node: Some(node), type_url, ..first }).await.unwrap();
-        let responses =
-            client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-        Self { requests, responses, held: BTreeMap::new(), versions: HashMap::new(), nonce: String::new() }
+        let responses = client
+            .delta_aggregated_resources(shows.request(ReceiverStream::new(outgoing)))
+            .await?
+            .into_inner();
+        let (held, versions, nonce) = (BTreeMap::new(), HashMap::new(), String::new());
+        Ok(Self { requests, responses, held, versions, nonce })
     }
 
     pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {

@@ -7,7 +7,10 @@ use mesh_control::{Config, ControlPlane};
 use tempfile::TempDir;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::subscriber::Subscriber;
+use crate::{
+    client::{TOKEN, TOKEN_B},
+    subscriber::Subscriber,
+};
 
 /// Nothing here should take this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -15,6 +18,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct World {
     pub(crate) dir: TempDir,
     pub(crate) control: ControlPlane,
+    pub(crate) config: Config,
+    /// Authority and tokens.
+    pub(crate) state: TempDir,
+}
+
+/// Options on the loopback address, with the two tokens.
+pub(crate) fn config(manifests: impl Into<PathBuf>) -> (Config, TempDir) {
+    let state = tempfile::tempdir().unwrap();
+    fs::write(state.path().join("join-tokens"), format!("* {TOKEN}\nnode-b {TOKEN_B}\n")).unwrap();
+    (Config::on_loopback(manifests, state.path()), state)
 }
 
 impl World {
@@ -23,8 +36,19 @@ impl World {
         for (name, text) in files {
             fs::write(dir.path().join(name), text).unwrap();
         }
-        let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
-        Self { dir, control }
+        let manifests = dir.path().to_owned();
+        Self::over(dir, manifests).await
+    }
+
+    /// Over a directory of manifests that is `dir` or in it.
+    pub(crate) async fn over(dir: TempDir, manifests: impl Into<PathBuf>) -> Self {
+        let (config, state) = config(manifests);
+        Self::with(dir, config, state).await
+    }
+
+    pub(crate) async fn with(dir: TempDir, config: Config, state: TempDir) -> Self {
+        let control = ControlPlane::start(config.clone()).await.unwrap();
+        Self { dir, control, config, state }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -41,7 +65,7 @@ impl World {
 
     /// A subscriber to everything that has received all there is.
     pub(crate) async fn subscriber(&self) -> Subscriber {
-        let mut subscriber = Subscriber::connect(self.control.xds_address()).await;
+        let mut subscriber = Subscriber::connect(self).await;
         subscriber.sync().await;
         subscriber
     }

@@ -15,11 +15,11 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::source::{Batch, Reading};
 
 /// A directory with a file for each manifest: a comment that names the manifest, then its content.
-pub(crate) struct Kept {
+pub(crate) struct LastGood {
     dir: PathBuf,
 }
 
-impl Kept {
+impl LastGood {
     /// Makes the directory below `state_dir` if need be.
     pub(crate) fn open(state_dir: &Path) -> io::Result<Self> {
         let dir = state_dir.join("manifests");
@@ -98,9 +98,9 @@ mod tests {
         (Arc::from(Path::new(path)), Reading::Text(text.to_owned()))
     }
 
-    fn kept() -> (tempfile::TempDir, Kept) {
+    fn kept() -> (tempfile::TempDir, LastGood) {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::open(dir.path()).unwrap();
+        let kept = LastGood::open(dir.path()).unwrap();
         for name in ["/m/same", "/m/changed", "/m/lost", "/m/sub/hidden", "/m/gone"] {
             kept.keep(Path::new(name), "old").unwrap();
         }

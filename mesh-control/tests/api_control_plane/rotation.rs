@@ -1,0 +1,1 @@
+//! Changing certificates while agents come and go.
