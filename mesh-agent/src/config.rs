@@ -33,9 +33,21 @@ pub struct RunArgs {
     /// Name of this node [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Control plane, for example http://127.0.0.1:15010
+    /// Control plane, for example https://mesh-control:15012
     #[arg(long, env = "MESH_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<String>,
+    /// Root certificates of the control plane, PEM; read anew for each connection
+    #[arg(long, value_name = "FILE")]
+    pub control_plane_root: Option<PathBuf>,
+    /// Name that the control plane's certificate has to be for [default: the host of --control-plane]
+    #[arg(long, value_name = "NAME")]
+    pub control_plane_name: Option<String>,
+    /// Token that this node joins with; read anew for each use
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Certificate authority, any server of Istio's API [default: the control plane]
+    #[arg(long, value_name = "URL")]
+    pub ca_address: Option<String>,
     /// Address of this node, told to the control plane [default: 127.0.0.1]
     #[arg(long, env = "NODE_IP", value_name = "IP")]
     pub node_ip: Option<std::net::IpAddr>,
@@ -167,10 +179,25 @@ pub struct NodeConfig {
 /// How to reach the control plane.
 #[derive(Debug, Clone)]
 pub struct XdsConfig {
-    /// Its URL, `http://HOST:PORT`.
-    pub address: tonic::transport::Uri,
+    /// Where services and workloads come from.
+    pub server: ServerConfig,
+    /// Where certificates come from.
+    pub authority: ServerConfig,
     /// The node that asks.
     pub node: NodeConfig,
+}
+
+/// One server of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Its URL, `https://HOST:PORT`.
+    pub address: tonic::transport::Uri,
+    /// The name that its certificate has to be for.
+    pub name: rustls::pki_types::ServerName<'static>,
+    /// Roots that vouch for it, PEM.
+    pub root: PathBuf,
+    /// Token to show it.
+    pub token: Option<PathBuf>,
 }
 
 /// The kernel side.
@@ -238,10 +265,7 @@ impl RunArgs {
     /// [`Self::validate`] on a machine with that host name and those mounts.
     fn validate_on(self, hostname: &str, mountinfo: &str) -> Result<Config, ConfigError> {
         let node = self.node(hostname)?;
-        let xds = match &self.control_plane {
-            Some(url) => Some(XdsConfig { address: control_plane(url)?, node: node.clone() }),
-            None => None,
-        };
+        let xds = self.xds(&node)?;
         let cgroup_root = match &self.cgroup_root {
             Some(path) => absolute("--cgroup-root", path)?,
             None => cgroup2_mount(mountinfo).ok_or_else(|| ConfigError {
@@ -262,6 +286,46 @@ impl RunArgs {
         Ok(Config { node, xds, datapath, state_dir, admin, log_format: self.log_format })
     }
 
+    fn xds(&self, node: &NodeConfig) -> Result<Option<XdsConfig>, ConfigError> {
+        let Some(url) = &self.control_plane else {
+            return match &self.ca_address {
+                Some(_) => Err(ConfigError {
+                    flag: "--ca-address",
+                    reason: "there is no --control-plane, which says whose certificates are needed"
+                        .to_owned(),
+                }),
+                None => Ok(None),
+            };
+        };
+        let address = https("--control-plane", url)?;
+        let Some(root) = &self.control_plane_root else {
+            return Err(ConfigError {
+                flag: "--control-plane-root",
+                reason: "missing; name a file with the root certificates that vouch for --control-plane"
+                    .to_owned(),
+            });
+        };
+        let name = match &self.control_plane_name {
+            Some(name) => server_name("--control-plane-name", name)?,
+            None => server_name("--control-plane", host(&address))?,
+        };
+        let server = ServerConfig {
+            address,
+            name,
+            root: absolute("--control-plane-root", root)?,
+            token: self.token_file.as_deref().map(|path| absolute("--token-file", path)).transpose()?,
+        };
+        let authority = match &self.ca_address {
+            Some(url) => {
+                let address = https("--ca-address", url)?;
+                let name = server_name("--ca-address", host(&address))?;
+                ServerConfig { address, name, ..server.clone() }
+            }
+            None => server.clone(),
+        };
+        Ok(Some(XdsConfig { server, authority, node: node.clone() }))
+    }
+
     fn node(&self, hostname: &str) -> Result<NodeConfig, ConfigError> {
         let name = self.node_name.as_deref().unwrap_or(hostname);
         let label = |flag: &'static str, text: &str| {
@@ -269,11 +333,9 @@ impl RunArgs {
             match text {
                 "" => wrong("is empty"),
                 long if long.len() > 253 => wrong("is longer than 253 bytes"),
-                // `~` separates the parts of the node id on the wire.
-                odd if odd
-                    .contains(|c: char| c.is_control() || c.is_whitespace() || c == '~' || c == '/') =>
-                {
-                    wrong("holds a space, a control character, '/' or '~'")
+                // `~` separates the parts of the node id on the wire; names also travel as headers.
+                odd if odd.contains(|c: char| !c.is_ascii_graphic() || c == '~' || c == '/') => {
+                    wrong("holds a space, a control character, '/', '~', or what is not ASCII")
                 }
                 good => Ok(good.to_owned()),
             }
@@ -308,18 +370,36 @@ impl RunArgs {
     }
 }
 
-fn control_plane(url: &str) -> Result<tonic::transport::Uri, ConfigError> {
-    let wrong = |reason: String| ConfigError { flag: "--control-plane", reason };
+fn https(flag: &'static str, url: &str) -> Result<tonic::transport::Uri, ConfigError> {
+    let wrong = |reason: String| ConfigError { flag, reason };
     let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{url:?}: {error}")))?;
     match uri.scheme_str() {
-        Some("http") => {}
-        Some(other) => return Err(wrong(format!("{url:?}: scheme {other:?} is not supported, use http"))),
-        None => return Err(wrong(format!("{url:?} has no scheme, write http://{url}"))),
+        Some("https") => {}
+        Some("http") => {
+            return Err(wrong(format!(
+                "{url:?}: nothing is sent without TLS, write https (and see --control-plane-root)"
+            )));
+        }
+        Some(other) => return Err(wrong(format!("{url:?}: scheme {other:?} is not supported, use https"))),
+        None => return Err(wrong(format!("{url:?} has no scheme, write https://{url}"))),
     }
-    if uri.host().is_none_or(str::is_empty) {
+    if host(&uri).is_empty() {
         return Err(wrong(format!("{url:?} names no host")));
     }
     Ok(uri)
+}
+
+/// Host of a URL, an IPv6 address without its brackets.
+fn host(uri: &tonic::transport::Uri) -> &str {
+    uri.host().unwrap_or_default().trim_matches(['[', ']'])
+}
+
+fn server_name(
+    flag: &'static str,
+    name: &str,
+) -> Result<rustls::pki_types::ServerName<'static>, ConfigError> {
+    let wrong = |error| ConfigError { flag, reason: format!("{name:?}: {error}") };
+    rustls::pki_types::ServerName::try_from(name.to_owned()).map_err(wrong)
 }
 
 fn absolute(flag: &'static str, path: &std::path::Path) -> Result<PathBuf, ConfigError> {

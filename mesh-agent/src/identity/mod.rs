@@ -5,14 +5,27 @@
 //! them: `access` opens connections to the control plane, `store` holds what is in force, `task` ties them together. Private
 //! keys are made here and never written anywhere.
 
+pub mod access;
+mod announced;
 pub mod answer;
+mod authority;
+pub mod report;
 pub mod request;
+pub mod schedule;
 mod spiffe;
+mod store;
+mod task;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use announced::{Announced, PATIENCE, Wanted, identity_of};
 pub use spiffe::{InvalidSpiffeId, SpiffeId, names_node};
+pub use store::Store;
+pub use task::run;
 
 /// The certificate of a workload with all that a handshake needs.
 #[derive(Debug)]

@@ -20,7 +20,9 @@ pub struct SpiffeId {
 
 /// Why a text is no identity of a workload.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no identity of a workload (spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT): {reason}")]
+#[error(
+    "{text:?} is no identity of a workload (spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT): {reason}"
+)]
 pub struct InvalidSpiffeId {
     text: String,
     reason: &'static str,
@@ -45,7 +47,9 @@ impl SpiffeId {
             return wrong("the namespace is empty, or holds more than letters, digits, '-', '_' and '.'");
         }
         if !is_segment(account) {
-            return wrong("the service account is empty, or holds more than letters, digits, '-', '_' and '.'");
+            return wrong(
+                "the service account is empty, or holds more than letters, digits, '-', '_' and '.'",
+            );
         }
         let start = SCHEME.len() + trust_domain.len() + "/ns/".len();
         let at = |offset: usize| u16::try_from(offset).ok();
@@ -80,8 +84,7 @@ impl FromStr for SpiffeId {
     type Err = InvalidSpiffeId;
 
     fn from_str(text: &str) -> Result<Self, InvalidSpiffeId> {
-        let wrong =
-            |reason| InvalidSpiffeId { text: text.chars().take(200).collect(), reason };
+        let wrong = |reason| InvalidSpiffeId { text: text.chars().take(200).collect(), reason };
         let path = text.strip_prefix(SCHEME).ok_or_else(|| wrong("it does not begin with spiffe://"))?;
         let parts: Vec<&str> = path.splitn(6, '/').collect();
         match parts.as_slice() {
@@ -139,7 +142,10 @@ mod tests {
     #[test]
     fn an_identity_has_three_parts() {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web.front".parse().unwrap();
-        assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("cluster.local", "shop", "web.front"));
+        assert_eq!(
+            (id.trust_domain(), id.namespace(), id.service_account()),
+            ("cluster.local", "shop", "web.front")
+        );
         assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/web.front");
         assert_eq!(id, SpiffeId::new("cluster.local", "shop", "web.front").unwrap());
     }

@@ -154,6 +154,8 @@ pub struct Account {
     pub namespace: Arc<str>,
     /// Service account; empty when it has none.
     pub service_account: Arc<str>,
+    /// Who vouches for its identity; empty: `cluster.local`.
+    pub trust_domain: Arc<str>,
 }
 
 /// Addresses of a workload. One, the usual case, needs no memory of its own.

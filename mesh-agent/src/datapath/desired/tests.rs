@@ -22,7 +22,11 @@ fn service() -> Service {
 fn workload(address: &str, node: &str, zone: &str) -> Workload {
     Workload {
         uid: format!("c//Pod/shop/{address}").into(),
-        account: Arc::new(Account { namespace: "shop".into(), service_account: "default".into() }),
+        account: Arc::new(Account {
+            namespace: "shop".into(),
+            service_account: "default".into(),
+            trust_domain: "".into(),
+        }),
         addresses: vec![address.parse().unwrap()].into(),
         memberships: Arc::new([member()]),
         place: Arc::new(Place {
