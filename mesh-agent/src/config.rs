@@ -2,10 +2,14 @@
 //!
 //! Nothing else reads the environment.
 
+mod server;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use server::{ServerConfig, XdsConfig};
 
 /// The per-node agent of the mesh.
 #[derive(Debug, Parser)]
@@ -176,30 +180,6 @@ pub struct NodeConfig {
     pub zone: Option<String>,
 }
 
-/// How to reach the control plane.
-#[derive(Debug, Clone)]
-pub struct XdsConfig {
-    /// Where services and workloads come from.
-    pub server: ServerConfig,
-    /// Where certificates come from.
-    pub authority: ServerConfig,
-    /// The node that asks.
-    pub node: NodeConfig,
-}
-
-/// One server of the control plane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// Its URL, `https://HOST:PORT`.
-    pub address: tonic::transport::Uri,
-    /// The name that its certificate has to be for.
-    pub name: rustls::pki_types::ServerName<'static>,
-    /// Roots that vouch for it, PEM.
-    pub root: PathBuf,
-    /// Token to show it.
-    pub token: Option<PathBuf>,
-}
-
 /// The kernel side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatapathConfig {
@@ -286,46 +266,6 @@ impl RunArgs {
         Ok(Config { node, xds, datapath, state_dir, admin, log_format: self.log_format })
     }
 
-    fn xds(&self, node: &NodeConfig) -> Result<Option<XdsConfig>, ConfigError> {
-        let Some(url) = &self.control_plane else {
-            return match &self.ca_address {
-                Some(_) => Err(ConfigError {
-                    flag: "--ca-address",
-                    reason: "there is no --control-plane, which says whose certificates are needed"
-                        .to_owned(),
-                }),
-                None => Ok(None),
-            };
-        };
-        let address = https("--control-plane", url)?;
-        let Some(root) = &self.control_plane_root else {
-            return Err(ConfigError {
-                flag: "--control-plane-root",
-                reason: "missing; name a file with the root certificates that vouch for --control-plane"
-                    .to_owned(),
-            });
-        };
-        let name = match &self.control_plane_name {
-            Some(name) => server_name("--control-plane-name", name)?,
-            None => server_name("--control-plane", host(&address))?,
-        };
-        let server = ServerConfig {
-            address,
-            name,
-            root: absolute("--control-plane-root", root)?,
-            token: self.token_file.as_deref().map(|path| absolute("--token-file", path)).transpose()?,
-        };
-        let authority = match &self.ca_address {
-            Some(url) => {
-                let address = https("--ca-address", url)?;
-                let name = server_name("--ca-address", host(&address))?;
-                ServerConfig { address, name, ..server.clone() }
-            }
-            None => server.clone(),
-        };
-        Ok(Some(XdsConfig { server, authority, node: node.clone() }))
-    }
-
     fn node(&self, hostname: &str) -> Result<NodeConfig, ConfigError> {
         let name = self.node_name.as_deref().unwrap_or(hostname);
         let label = |flag: &'static str, text: &str| {
@@ -368,38 +308,6 @@ impl RunArgs {
             counters: size("--max-counters", self.max_counters)?,
         })
     }
-}
-
-fn https(flag: &'static str, url: &str) -> Result<tonic::transport::Uri, ConfigError> {
-    let wrong = |reason: String| ConfigError { flag, reason };
-    let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{url:?}: {error}")))?;
-    match uri.scheme_str() {
-        Some("https") => {}
-        Some("http") => {
-            return Err(wrong(format!(
-                "{url:?}: nothing is sent without TLS, write https (and see --control-plane-root)"
-            )));
-        }
-        Some(other) => return Err(wrong(format!("{url:?}: scheme {other:?} is not supported, use https"))),
-        None => return Err(wrong(format!("{url:?} has no scheme, write https://{url}"))),
-    }
-    if host(&uri).is_empty() {
-        return Err(wrong(format!("{url:?} names no host")));
-    }
-    Ok(uri)
-}
-
-/// Host of a URL, an IPv6 address without its brackets.
-fn host(uri: &tonic::transport::Uri) -> &str {
-    uri.host().unwrap_or_default().trim_matches(['[', ']'])
-}
-
-fn server_name(
-    flag: &'static str,
-    name: &str,
-) -> Result<rustls::pki_types::ServerName<'static>, ConfigError> {
-    let wrong = |error| ConfigError { flag, reason: format!("{name:?}: {error}") };
-    rustls::pki_types::ServerName::try_from(name.to_owned()).map_err(wrong)
 }
 
 fn absolute(flag: &'static str, path: &std::path::Path) -> Result<PathBuf, ConfigError> {

@@ -99,7 +99,9 @@ fn what_cannot_be_a_control_plane_is_refused() {
         "",
         "/x",
         "https://:80",
-        "https://a_?b",
+        "https://a/b",
+        "https://a?b",
+        "https://u@a:1",
     ] {
         assert_eq!(blamed(&["--control-plane", url, ROOT]), "--control-plane", "{url}");
         let flags = ["--control-plane=https://c", ROOT, "--ca-address", url];

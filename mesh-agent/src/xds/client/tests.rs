@@ -1,8 +1,8 @@
-//! Against a real server, in process, over TCP.
+//! Against a real server, in process, over TLS.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use mesh_common::api::ADDRESS_TYPE;
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
@@ -11,10 +11,11 @@ use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_servic
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::config::NodeConfig;
+use crate::identity::access::{CONNECT_TIMEOUT, PING_INTERVAL, PING_TIMEOUT};
+use crate::identity::testing::{Authority, Files, node};
 use crate::snapshot::Snapshot;
 use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
 
@@ -57,7 +58,11 @@ impl AggregatedDiscoveryService for Plane {
         if let Some(status) = self.refuse.lock().unwrap().clone() {
             return Err(status);
         }
-        assert_eq!(request.metadata().get("clusterid").unwrap(), "Kubernetes");
+        let header = |name: &str| request.metadata().get(name).unwrap().to_str().unwrap();
+        assert_eq!(
+            ["clusterid", "mesh-node", "authorization"].map(header),
+            ["Kubernetes", "node-a", "Bearer join"]
+        );
         let (responses, receiver) = mpsc::channel(16);
         self.talks.send(Talk { requests: request.into_inner(), responses }).await.unwrap();
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -133,25 +138,30 @@ impl World {
     }
 }
 
+/// One authority for all servers of these tests, and the files of an agent that trusts it.
+fn known() -> &'static (Authority, Files) {
+    static KNOWN: OnceLock<(Authority, Files)> = OnceLock::new();
+    KNOWN.get_or_init(|| {
+        let authority = Authority::new("root");
+        let files = Files::new(&authority.pem(), "join\n");
+        (authority, files)
+    })
+}
+
 fn serve(listener: TcpListener, plane: Plane) -> JoinHandle<()> {
     let server = AggregatedDiscoveryServiceServer::new(plane);
+    let authority = &known().0;
+    let builder = tonic::transport::Server::builder().tls_config(authority.server_tls(&[authority])).unwrap();
     tokio::spawn(async move {
         let incoming = TcpListenerStream::new(listener);
-        tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming).await.unwrap();
+        { builder }.add_service(server).serve_with_incoming(incoming).await.unwrap();
     })
 }
 
 fn agent(address: SocketAddr) -> (JoinHandle<()>, mpsc::Receiver<XdsEvent>) {
-    let node = NodeConfig {
-        name: "node-a".to_owned(),
-        ip: "127.0.0.1".parse().unwrap(),
-        cluster_id: "Kubernetes".to_owned(),
-        region: None,
-        zone: None,
-    };
-    let config = XdsConfig { address: format!("http://{address}").parse().unwrap(), node };
+    let access = known().1.access(address, &Arc::default());
     let (sender, events) = mpsc::channel(4);
-    (tokio::spawn(run(config, Interner::new("node-a"), sender)), events)
+    (tokio::spawn(run(access, node(), Interner::new("node-a"), sender)), events)
 }
 
 fn response(
@@ -380,7 +390,7 @@ async fn a_plane_that_never_says_a_word_is_given_up() {
         }
     };
     let took = begun.elapsed();
-    assert!(took >= PING_INTERVAL && took <= (PING_INTERVAL + PING_TIMEOUT) * 2, "{took:?} {reason}");
+    assert!(took >= CONNECT_TIMEOUT && took <= CONNECT_TIMEOUT * 2, "{took:?} {reason}");
     server.abort();
     client.abort();
 }
