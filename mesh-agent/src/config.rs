@@ -41,17 +41,23 @@ pub struct RunArgs {
     #[arg(long, env = "MESH_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<String>,
     /// Root certificates of the control plane, PEM; read anew for each connection
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "MESH_CONTROL_PLANE_ROOT", value_name = "FILE")]
     pub control_plane_root: Option<PathBuf>,
     /// Name that the control plane's certificate has to be for [default: the host of --control-plane]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, env = "MESH_CONTROL_PLANE_NAME", value_name = "NAME")]
     pub control_plane_name: Option<String>,
     /// Token that this node joins with; read anew for each use
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Certificate authority, any server of Istio's API [default: the control plane]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, env = "MESH_CA_ADDRESS", value_name = "URL")]
     pub ca_address: Option<String>,
+    /// Namespace of the service account that the token is for; an istiod compares
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NS", default_value = "mesh-system")]
+    pub namespace: String,
+    /// Id told to the control plane, TYPE~IP~NAME.NS~NS.svc.DOMAIN [default: made of the other flags, of type ztunnel]
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
     /// Address of this node, told to the control plane [default: 127.0.0.1]
     #[arg(long, env = "NODE_IP", value_name = "IP")]
     pub node_ip: Option<std::net::IpAddr>,
@@ -172,6 +178,10 @@ pub struct NodeConfig {
     pub name: String,
     /// Address, for the control plane.
     pub ip: std::net::IpAddr,
+    /// Namespace of the agent's own service account.
+    pub namespace: String,
+    /// Id on the wire, in the form that Istio wants.
+    pub id: String,
     /// Cluster.
     pub cluster_id: String,
     /// Overrides the region.
@@ -281,9 +291,18 @@ impl RunArgs {
             }
         };
         let optional = |flag, text: &Option<String>| text.as_deref().map(|t| label(flag, t)).transpose();
+        let name = label("--node-name", name)?;
+        let namespace = label("--namespace", &self.namespace)?;
+        let ip = self.node_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+        let id = match &self.node_id {
+            Some(id) => server::node_id(id)?,
+            None => format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        };
         Ok(NodeConfig {
-            name: label("--node-name", name)?,
-            ip: self.node_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
+            name,
+            ip,
+            namespace,
+            id,
             cluster_id: label("--cluster-id", &self.cluster_id)?,
             region: optional("--region", &self.region)?,
             zone: optional("--zone", &self.zone)?,

@@ -74,6 +74,28 @@ impl RunArgs {
     }
 }
 
+/// As istiod wants it: it refuses streams of any other form.
+pub(super) fn node_id(id: &str) -> Result<String, ConfigError> {
+    let wrong = |reason: &str| Err(ConfigError { flag: "--node-id", reason: format!("{id:?}: {reason}") });
+    if !id.chars().all(|c| c.is_ascii_graphic()) {
+        return wrong("holds a space, a control character, or what is not ASCII");
+    }
+    match id.split('~').collect::<Vec<_>>().as_slice() {
+        ["sidecar" | "router" | "waypoint" | "ztunnel", ip, name, domain] => {
+            if ip.parse::<std::net::IpAddr>().is_err() {
+                return wrong("its second part is no IP address");
+            }
+            if name.is_empty() || domain.is_empty() {
+                return wrong("a part is empty");
+            }
+            Ok(id.to_owned())
+        }
+        _ => {
+            wrong("wanted sidecar, router, waypoint or ztunnel, and three more parts, with '~' between them")
+        }
+    }
+}
+
 fn https(flag: &'static str, url: &str) -> Result<Uri, ConfigError> {
     let wrong = |reason: String| ConfigError { flag, reason };
     let uri: Uri = url.parse().map_err(|error| wrong(format!("{url:?}: {error}")))?;

@@ -130,6 +130,27 @@ fn a_control_plane_needs_a_root_to_be_known_by() {
 }
 
 #[test]
+fn a_node_says_who_it_is_in_istios_form() {
+    let id = |flags: &[&str]| config(flags).unwrap().node.id;
+    assert_eq!(id(&[]), "ztunnel~127.0.0.1~host-1.mesh-system~mesh-system.svc.cluster.local");
+    let flags = ["--namespace=istio-system", "--node-name=a", "--node-ip=fd00::1"];
+    assert_eq!(id(&flags), "ztunnel~fd00::1~a.istio-system~istio-system.svc.cluster.local");
+    let own = "router~10.0.0.1~gw.n~n.svc.example";
+    assert_eq!(id(&["--node-id", own]), own);
+    for odd in [
+        "",
+        "a",
+        "x~10.0.0.1~a.n~n.svc",
+        "ztunnel~10.0.0~a.n~n.svc",
+        "ztunnel~10.0.0.1~~n",
+        "ztunnel~10.0.0.1~a b~n",
+    ] {
+        assert_eq!(blamed(&["--node-id", odd]), "--node-id", "{odd}");
+    }
+    assert_eq!(blamed(&["--namespace=a b"]), "--namespace");
+}
+
+#[test]
 fn names_that_would_break_the_wire_are_refused() {
     for name in ["", "a b", "a~b", "a/b", "a\nb", "ä", &"x".repeat(254)] {
         assert_eq!(blamed(&["--node-name", name]), "--node-name", "{name}");

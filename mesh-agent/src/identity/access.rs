@@ -293,41 +293,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_is_used_until_it_is_refused() {
-        let mut choice = Choice::default();
-        assert!(choice.trusts(1));
-        assert!(!choice.succeeded(Some(1)));
-        choice.failed(Some(1));
-        assert!(!choice.trusts(1), "the token's turn");
-        assert!(choice.succeeded(None), "so it was the certificate");
-        assert!(!choice.trusts(1));
-        assert!(!choice.succeeded(None));
-        assert!(choice.trusts(2), "another certificate");
-    }
-
-    #[test]
-    fn where_neither_works_they_take_turns() {
-        let mut choice = Choice::default();
-        let used: Vec<bool> = (0..6)
-            .map(|_| {
-                let certificate = choice.trusts(7);
-                choice.failed(certificate.then_some(7));
-                certificate
-            })
-            .collect();
-        assert_eq!(used, [true, false, true, false, true, false]);
-    }
-
-    #[test]
-    fn a_token_that_stops_working_gives_a_refused_certificate_another_chance() {
-        let mut choice = Choice::default();
-        choice.failed(Some(1));
-        choice.succeeded(None);
-        choice.failed(None);
-        assert!(choice.trusts(1));
-    }
-}
+mod tests;

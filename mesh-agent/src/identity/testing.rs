@@ -10,6 +10,8 @@ use rcgen::{
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use super::access::Access;
+use super::answer::{Answer, check, provider};
+use super::request::Request;
 use super::store::Store;
 use crate::config::{NodeConfig, ServerConfig};
 use crate::fixtures::Directory;
@@ -41,18 +43,55 @@ impl Authority {
         leaf.signed_by(key, &self.0).unwrap().pem()
     }
 
-    /// TLS of a server that this authority vouches for, and that asks for certificates of these authorities.
-    pub(crate) fn server_tls(&self, clients: &[&Self]) -> ServerTlsConfig {
+    fn server_certificate(&self) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["mesh-control".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// TLS of that version and with these protocols by ALPN.
+    pub(crate) fn server_config(
+        &self,
+        version: &'static rustls::SupportedProtocolVersion,
+        protocols: &[&[u8]],
+    ) -> Arc<rustls::ServerConfig> {
+        let (certificate, key) = self.server_certificate();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.into())
+            .unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// TLS of a server that this authority vouches for, and that asks for certificates of these authorities.
+    pub(crate) fn server_tls(&self, clients: &[&Self]) -> ServerTlsConfig {
+        let (certificate, key) = self.server_certificate();
         let roots: String = clients.iter().map(|authority| authority.pem()).collect();
         ServerTlsConfig::new()
             .identity(Identity::from_pem(certificate.pem(), key.serialize_pem()))
             .client_ca_root(Certificate::from_pem(roots))
             .client_auth_optional(true)
     }
+}
+
+/// A store with nothing but the certificate of [`node`], of that authority.
+pub(crate) fn own_certificate(authority: &Authority) -> Arc<Store> {
+    let uri = "spiffe://cluster.local/mesh.dev/node/node-a";
+    let store = Arc::new(Store::default());
+    store.put_node(Some(&answer(authority, uri, Duration::from_secs(3600))));
+    store
+}
+
+/// What an agent makes of a good answer.
+pub(crate) fn answer(authority: &Authority, uri: &str, lifetime: Duration) -> Answer {
+    let request = Request::new(uri).unwrap();
+    let chain = [authority.sign(&request.csr, leaf(&[uri], lifetime)), authority.pem()];
+    check(&chain, request.key, Some(uri), SystemTime::now()).unwrap()
 }
 
 fn ca(name: &str) -> CertificateParams {
@@ -120,6 +159,8 @@ pub(crate) fn node() -> NodeConfig {
     NodeConfig {
         name: "node-a".to_owned(),
         ip: "127.0.0.1".parse().unwrap(),
+        namespace: "mesh-system".to_owned(),
+        id: "ztunnel~127.0.0.1~node-a.mesh-system~mesh-system.svc.cluster.local".to_owned(),
         cluster_id: "Kubernetes".to_owned(),
         region: None,
         zone: None,
