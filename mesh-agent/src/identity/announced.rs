@@ -16,7 +16,7 @@ use super::{InvalidSpiffeId, SpiffeId};
 use crate::snapshot::Workload;
 
 /// Longest that one identity keeps the node from being ready, see [`Announced::ready`].
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// What the API means by leaving these empty.
 const TRUST_DOMAIN: &str = "cluster.local";
 const SERVICE_ACCOUNT: &str = "default";
@@ -102,7 +102,7 @@ impl Announced {
     /// Whether every identity has had a certificate once; else which one has not, and why.
     ///
     /// Readiness is what roll-outs and load balancers go by; whether a connection is permitted is decided elsewhere, and fails
-    /// closed. So this waits for no identity longer than [`PATIENCE`] from its announcement: enough for six attempts (an
+    /// closed. So this waits for no identity longer than [`PATIENCE`] from its announcement: enough for five attempts (an
     /// authority may learn of a pod later than the agent does), and then a workload that the authority refuses shows in
     /// `/certificates` and in metrics, and does not keep the others' node unready for ever. For the same reason a node that has been
     /// ready once stays so, as far as certificates go, when another workload is announced.

@@ -58,9 +58,9 @@ mod tests {
         let names: Vec<_> = csr
             .requested_extensions()
             .unwrap()
-            .filter_map(|extension| match extension {
-                ParsedExtension::SubjectAlternativeName(names) => Some(names.general_names.clone()),
-                _ => None,
+            .filter_map(|extension| {
+                let ParsedExtension::SubjectAlternativeName(names) = extension else { return None };
+                Some(names.general_names.clone())
             })
             .collect();
         assert_eq!(names, [vec![GeneralName::URI(uri)]]);

@@ -66,10 +66,12 @@ impl Store {
         held.workloads.get(id).map(|entry| (entry.number.clone(), entry.certificate.serial))
     }
 
-    /// Takes the certificate of a workload in.
-    pub fn put(&self, id: SpiffeId, answer: &Answer) {
+    /// Takes the certificate of a workload in. Whether it leads to the roots that are trusted now: those of a later order may
+    /// have come first.
+    pub fn put(&self, id: SpiffeId, answer: &Answer, now: SystemTime) -> bool {
         let held = &mut *self.write();
         let roots = held.roots.as_ref().unwrap_or(&answer.roots);
+        let leads = *roots == answer.roots || answer::verify(&answer.certified.cert, roots, now).is_ok();
         held.serial += 1;
         let certificate = WorkloadCertificate {
             certified: Arc::clone(&answer.certified),
@@ -83,6 +85,7 @@ impl Store {
             certificate: Arc::new(certificate),
         };
         held.workloads.insert(id, entry);
+        leads
     }
 
     /// Takes this node's own in, or that there is none.

@@ -134,7 +134,9 @@ impl Fetcher {
         }
         match &order.subject {
             Subject::Workload(id) => {
-                self.store.put(id.clone(), answer);
+                if !self.store.put(id.clone(), answer, now.wall) {
+                    self.schedule.renew(&order.subject);
+                }
                 self.report.note(id.clone());
             }
             Subject::Node => {

@@ -287,7 +287,7 @@ async fn what_istiod_does_not_know_yet_comes_later() {
 async fn answers_of_nonsense_are_refused_and_told() {
     let mut world = World::new(&["kept"]).await;
     let kept = world.issued("kept").await;
-    let spoils: [(fn(Vec<String>) -> Vec<String>, &str); 5] = [
+    let spoils: [(server::Spoil, &str); 5] = [
         (|_| Vec::new(), "0 elements"),
         (|chain| chain[..1].to_vec(), "1 elements"),
         (|_| vec!["rubbish".to_owned(), "rubbish".to_owned()], "cert_chain[0]"),

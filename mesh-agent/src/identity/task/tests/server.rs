@@ -27,6 +27,9 @@ pub(super) struct Asked {
     pub(super) by_certificate: bool,
 }
 
+/// Makes something else of an answer.
+pub(super) type Spoil = fn(Vec<String>) -> Vec<String>;
+
 /// How it behaves.
 pub(super) struct Rules {
     pub(super) authority: Arc<Authority>,
@@ -44,7 +47,7 @@ pub(super) struct Rules {
     pub(super) caller: String,
     pub(super) delay: Duration,
     /// What becomes of an answer.
-    pub(super) spoil: Option<fn(Vec<String>) -> Vec<String>>,
+    pub(super) spoil: Option<Spoil>,
     pub(super) asked: Vec<Asked>,
     pub(super) at_once: usize,
     pub(super) most_at_once: usize,
