@@ -49,7 +49,8 @@ pub struct RunArgs {
     /// Token that this node joins with; read anew for each use
     #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Certificate authority, any server of Istio's API [default: the control plane]
+    /// Certificate authority: any server of Istio's API, with a certificate for the host of this URL and by the same roots
+    /// [default: the control plane]
     #[arg(long, env = "MESH_CA_ADDRESS", value_name = "URL")]
     pub ca_address: Option<String>,
     /// Namespace of the service account that the token is for; an istiod compares

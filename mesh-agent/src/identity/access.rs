@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::Request;
@@ -96,9 +97,7 @@ impl Access {
 
     /// Connects, with that certificate or none.
     pub async fn connect(self: &Arc<Self>, own: Option<&OwnCertificate>) -> Result<Link, AccessError> {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.secured(own)).await;
-        let timeout = || io::Error::new(io::ErrorKind::TimedOut, "no answer to TLS in time");
-        let stream = connected.map_err(|_elapsed| AccessError::Tls(timeout()))??;
+        let stream = self.secured(own).await?;
         let once = Once(Arc::new(Mutex::new(Some(TokioIo::new(stream)))));
         let channel = self.endpoint()?.connect_with_connector(once).await;
         let channel = channel.map_err(|error| AccessError::Http(chain(&error)))?;
@@ -109,12 +108,13 @@ impl Access {
         let config = self.tls(own).await?;
         let uri = &self.server.address;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await;
-        let stream = stream.map_err(AccessError::Unreachable)?;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443)));
+        let stream = in_time(deadline, stream).await.map_err(AccessError::Unreachable)?;
         stream.set_nodelay(true).map_err(AccessError::Unreachable)?;
         let name = self.server.name.clone();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-        let stream = stream.map_err(AccessError::Tls)?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream);
+        let stream = in_time(deadline, stream).await.map_err(AccessError::Tls)?;
         if stream.get_ref().1.alpn_protocol() != Some(H2) {
             return Err(AccessError::Http("the server does not speak it (no h2 by ALPN)".to_owned()));
         }
@@ -256,6 +256,12 @@ impl Service<Uri> for Once {
             stream.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection is gone")),
         )
     }
+}
+
+async fn in_time<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late =
+        |_elapsed| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {CONNECT_TIMEOUT:?}"));
+    tokio::time::timeout_at(deadline, work).await.map_err(late)?
 }
 
 async fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, AccessError> {

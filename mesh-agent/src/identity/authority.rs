@@ -59,6 +59,11 @@ impl FetchError {
         }
     }
 
+    /// Whether the authority heard of it.
+    pub(super) fn was_asked(&self) -> bool {
+        !matches!(self, Self::Access(_))
+    }
+
     /// Whether another credential might help.
     pub(super) fn blames_credential(&self) -> bool {
         match self {
@@ -131,3 +136,6 @@ fn impersonate(identity: &str) -> prost_types::Struct {
     let value = prost_types::Value { kind: Some(kind) };
     prost_types::Struct { fields: BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]) }
 }
+
+#[cfg(test)]
+mod tests;

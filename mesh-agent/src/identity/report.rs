@@ -66,7 +66,7 @@ pub const STATES: [&str; 4] = ["ready", "fetching", "failed", "expired"];
 
 impl Report {
     /// The same, of these certificates.
-    pub(super) fn with(&self, certificates: Vec<Certificate>) -> Self {
+    pub(crate) fn with(&self, certificates: Vec<Certificate>) -> Self {
         Self { certificates, fetches: self.fetches.clone(), had: self.had.clone() }
     }
 
@@ -120,6 +120,35 @@ pub fn show(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_serves_is_ready_whatever_becomes_of_its_renewal() {
+        let now = SystemTime::now();
+        let minute = Duration::from_secs(60);
+        let of = |validity, error: Option<&str>| Certificate {
+            subject: Subject::Node,
+            identity: String::new(),
+            number: None,
+            validity,
+            renewal: None,
+            fetching: true,
+            last_error: error.map(str::to_owned),
+        };
+        assert_eq!(of(None, None).state(now), "fetching");
+        assert_eq!(of(None, Some("no")).state(now), "failed");
+        assert_eq!(of(Some((now - minute, now + minute)), Some("no")).state(now), "ready");
+        assert_eq!(of(Some((now - minute, now)), Some("no")).state(now), "expired");
+        // The clock went back.
+        assert_eq!(of(Some((now + minute, now + minute * 2)), None).state(now), "fetching");
+        let report = |certificates| Report { certificates, ..Report::default() };
+        assert_eq!(
+            report(vec![of(None, None), of(Some((now - minute * 2, now - minute)), None)])
+                .earliest_expiry(now),
+            None
+        );
+        let two = vec![of(Some((now, now + minute * 2)), None), of(Some((now, now + minute)), None)];
+        assert_eq!(report(two).earliest_expiry(now), Some(60.0));
+    }
 
     #[test]
     fn times_are_shown_for_people() {

@@ -81,6 +81,8 @@ pub struct Entry {
     /// Under way.
     pub fetching: Option<u64>,
     failures: u32,
+    /// The last failure says nothing of this identity: the authority was never asked.
+    unasked: bool,
     /// Not before.
     retry: Option<Instant>,
     /// Whatever the renewal's time is.
@@ -117,6 +119,7 @@ impl Schedule {
             last_error: None,
             fetching: None,
             failures: 0,
+            unasked: false,
             retry: None,
             at_once: false,
             since,
@@ -152,12 +155,18 @@ impl Schedule {
         entry.held = Some(validity);
         entry.renewal = Some(renewal(validity, now.wall, random));
         (entry.failures, entry.retry, entry.last_error, entry.at_once) = (0, None, None, false);
+        entry.unasked = false;
+        // The authority is back: those that found it away need not wait as if it were not.
+        for entry in self.entries.values_mut().filter(|entry| entry.unasked) {
+            (entry.failures, entry.retry, entry.unasked) = (0, None, false);
+        }
         true
     }
 
-    /// An order failed. What is held stays.
-    pub fn failed(&mut self, order: &Order, reason: String, now: Now, random: u64) {
+    /// An order failed, before (`asked` is false) or after the authority heard of it. What is held stays.
+    pub fn failed(&mut self, order: &Order, reason: String, asked: bool, now: Now, random: u64) {
         let Some(entry) = self.finish(order) else { return };
+        entry.unasked = !asked;
         entry.retry = now.monotonic.checked_add(backoff(entry.failures, random));
         entry.failures = entry.failures.saturating_add(1);
         entry.last_error = Some(reason);

@@ -114,7 +114,7 @@ impl Fetcher {
                 self.rejected(&burst, &error);
                 let (reason, subject) = (error.to_string(), &order.subject);
                 warn!(?subject, reason, "no certificate");
-                self.schedule.failed(&order, reason, now, random());
+                self.schedule.failed(&order, reason, error.was_asked(), now, random());
             }
         }
         if self.schedule.is_idle() {

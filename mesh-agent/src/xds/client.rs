@@ -9,7 +9,7 @@ use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Del
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::{Code, Request, Streaming};
 use tracing::{debug, info, warn};
 
 use super::XdsEvent;
@@ -81,8 +81,12 @@ async fn stream(
     if requests.send(first).await.is_err() {
         return Ok("the request could not be sent".to_owned());
     }
+    let request = match link.request(ReceiverStream::new(outgoing)).await {
+        Ok(request) => request,
+        Err(error) => return Ok(chain(&error)),
+    };
     let opened = tokio::select! {
-        opened = open(link, outgoing) => opened,
+        opened = open(link, request) => opened,
         () = events.closed() => return Err(OwnerGone),
     };
     let responses = match opened {
@@ -109,10 +113,8 @@ async fn stream(
 
 async fn open(
     link: Link,
-    outgoing: mpsc::Receiver<DeltaDiscoveryRequest>,
+    request: Request<ReceiverStream<DeltaDiscoveryRequest>>,
 ) -> Result<Streaming<DeltaDiscoveryResponse>, tonic::Status> {
-    let request = link.request(ReceiverStream::new(outgoing)).await;
-    let request = request.map_err(|error| tonic::Status::failed_precondition(error.to_string()))?;
     let mut client =
         AggregatedDiscoveryServiceClient::new(link.channel).max_decoding_message_size(DECODE_LIMIT);
     client.delta_aggregated_resources(request).await.map(tonic::Response::into_inner)

@@ -49,7 +49,7 @@ impl World {
     }
 
     fn fail(&mut self, order: &Order) {
-        self.schedule.failed(order, "no".to_owned(), self.now, MIDDLE);
+        self.schedule.failed(order, "no".to_owned(), true, self.now, MIDDLE);
     }
 
     fn entry(&self, subject: &Subject) -> &Entry {
@@ -136,6 +136,34 @@ fn a_success_ends_the_backoff() {
     world.fail(&order);
     world.pass(Duration::from_millis(501));
     assert!(world.next().is_some(), "the first failure again");
+}
+
+#[test]
+fn when_the_authority_is_back_all_that_waited_for_it_are_fetched() {
+    let mut world = World::wanting(&["away", "refused", "web"]);
+    for _ in 0..6 {
+        let orders: Vec<Order> = std::iter::from_fn(|| world.next()).collect();
+        assert_eq!(orders.len(), 3);
+        for order in orders {
+            let asked = order.subject == workload("refused");
+            world.schedule.failed(&order, "no".to_owned(), asked, world.now, MIDDLE);
+        }
+        world.pass(LAST_RETRY);
+    }
+    let orders: Vec<Order> = std::iter::from_fn(|| world.next()).collect();
+    for order in &orders[..2] {
+        world.schedule.failed(
+            order,
+            "no".to_owned(),
+            order.subject == workload("refused"),
+            world.now,
+            MIDDLE,
+        );
+    }
+    assert_eq!(world.next(), None);
+    world.succeed(&orders[2], DAY);
+    assert_eq!(world.next().unwrap().subject, workload("away"));
+    assert_eq!(world.next(), None, "what was refused waits on");
 }
 
 #[test]

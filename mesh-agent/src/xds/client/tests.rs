@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::ServerTlsConfig;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 
 use super::*;
 use crate::identity::Store;
