@@ -1,5 +1,8 @@
 //! Which identities this node needs: those of the workloads that the control plane has announced for it.
 //!
+//! Pods in the node's own network and processes of the host are workloads like others: a cgroup is what has an identity here,
+//! and not an address.
+//!
 //! Pure but for publishing the set. Certificates are wanted from the announcement on, so that they are there when the pod
 //! makes its first connection, and until the last workload of an identity has gone.
 
@@ -61,7 +64,7 @@ impl Announced {
 
     /// Takes in a workload as it is now; `None` when it is gone.
     pub fn workload(&mut self, uid: &Arc<str>, workload: Option<&Workload>, now: Instant) {
-        let identity = workload.filter(|w| *w.node == *self.node && !w.host_network).map(identity_of);
+        let identity = workload.filter(|w| *w.node == *self.node).map(identity_of);
         let identity = identity.transpose().unwrap_or_else(|error| {
             warn!(workload = %uid, %error, "it can have no certificate");
             None

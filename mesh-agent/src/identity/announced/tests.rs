@@ -79,11 +79,17 @@ fn only_workloads_of_this_node_count_and_only_names_that_can_be_certified() {
     world.put("far", "far", "node-b");
     world.put("nowhere", "nowhere", "");
     world.put("odd", "a/b", "node-a");
-    let mut host = pod("c//Pod/shop/host", "10.0.0.1", "node-a", &[]);
-    host.network_mode = 1;
-    world.announced.workload(&"c//Pod/shop/host".into(), Some(&parsed_workload(host)), world.now);
     assert_eq!(world.published(), None);
     assert_eq!(world.announced.ready(world.now), Ok(()));
+}
+
+#[test]
+fn the_hosts_own_network_makes_no_difference() {
+    let mut world = World::new();
+    let mut host = pod("c//Pod/shop/host", "10.0.0.1", "node-a", &[]);
+    (host.network_mode, host.service_account) = (1, "host".to_owned());
+    world.announced.workload(&"c//Pod/shop/host".into(), Some(&parsed_workload(host)), world.now);
+    assert_eq!(world.published().unwrap(), ["host"]);
 }
 
 #[test]
