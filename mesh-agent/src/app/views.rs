@@ -15,6 +15,7 @@ use crate::datapath::adopt::adopt;
 use crate::datapath::ledger::Known;
 use crate::datapath::show::{show_endpoint, unmap};
 use crate::identity::access::Access;
+use crate::identity::spiffe_of;
 use crate::metrics::{Connections, MapUse, Peer, View};
 use crate::snapshot::Workload;
 use crate::workloads::watch::WatchStats;
@@ -353,13 +354,7 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
 }
 
 fn principal(workload: &Workload) -> String {
-    if workload.account.service_account.is_empty() {
-        return String::new();
-    }
-    format!(
-        "spiffe://cluster.local/ns/{}/sa/{}",
-        workload.account.namespace, workload.account.service_account
-    )
+    spiffe_of(workload).map(|identity| identity.to_string()).unwrap_or_default()
 }
 
 fn seconds(counters: &Counters) -> f64 {

@@ -64,7 +64,7 @@ impl Announced {
 
     /// Takes in a workload as it is now; `None` when it is gone.
     pub fn workload(&mut self, uid: &Arc<str>, workload: Option<&Workload>, now: Instant) {
-        let identity = workload.filter(|w| *w.node == *self.node).map(identity_of);
+        let identity = workload.filter(|w| *w.node == *self.node).map(spiffe_of);
         let identity = identity.transpose().unwrap_or_else(|error| {
             warn!(workload = %uid, %error, "it can have no certificate");
             None
@@ -127,7 +127,7 @@ impl Announced {
 }
 
 /// The identity of a workload; an error where its names can be no identity.
-pub fn identity_of(workload: &Workload) -> Result<SpiffeId, InvalidSpiffeId> {
+pub fn spiffe_of(workload: &Workload) -> Result<SpiffeId, InvalidSpiffeId> {
     let or = |text: &'_ Arc<str>, default: &'static str| -> Arc<str> {
         if text.is_empty() { default.into() } else { Arc::clone(text) }
     };

@@ -22,7 +22,7 @@ pub(crate) mod testing;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use announced::{Announced, PATIENCE, Wanted, identity_of};
+pub use announced::{Announced, PATIENCE, Wanted, spiffe_of};
 pub use spiffe::{InvalidSpiffeId, SpiffeId, names_node};
 pub use store::Store;
 pub use task::run;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,6 +17,9 @@ use super::schedule::{Now, Order, Schedule, Subject, Validity};
 use super::store::Store;
 use super::{SpiffeId, names_node};
 use crate::xds::random;
+
+/// Reports are made no more often: each tells of every certificate.
+const REPORT_PAUSE: Duration = Duration::from_millis(20);
 
 /// What became of an order.
 type Outcome = (Order, Arc<Burst>, Result<Answer, FetchError>);
@@ -55,13 +59,21 @@ pub async fn run(
     };
     fetcher.schedule.want(Subject::Node);
     let mut running: JoinSet<Outcome> = JoinSet::new();
+    let mut reported: Option<Instant> = None;
     loop {
         let set = Arc::clone(&wanted.borrow_and_update());
         fetcher.follow(&set);
         while let Some(order) = fetcher.schedule.next(Now::read()) {
             running.spawn(fetcher.fetch(order));
         }
-        report.send_replace(Arc::new(fetcher.report()));
+        let mut wait = fetcher.schedule.wait(Now::read());
+        match reported.map(|at| REPORT_PAUSE.saturating_sub(at.elapsed())) {
+            Some(rest) if !rest.is_zero() => wait = wait.min(rest),
+            Some(_) | None => {
+                report.send_replace(Arc::new(fetcher.report()));
+                reported = Some(Instant::now());
+            }
+        }
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             Some(joined) = running.join_next() => match joined {
@@ -69,11 +81,7 @@ pub async fn run(
                 // Nobody aborts it: a panic, and better loud than an order that never ends.
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
-            () = tokio::time::sleep(fetcher.schedule.wait(Now::read())) => {}
-        }
-        // What else has come in, so that the report is made once.
-        while let Some(Ok(outcome)) = running.try_join_next() {
-            fetcher.settle(outcome);
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

@@ -95,7 +95,7 @@ fn the_hosts_own_network_makes_no_difference() {
 #[test]
 fn what_the_api_leaves_empty_has_its_defaults() {
     let mut message = pod("c//Pod/shop/web", "10.0.0.1", "node-a", &[]);
-    let uri = |message: &_| identity_of(&parsed_workload(Clone::clone(message))).unwrap().to_string();
+    let uri = |message: &_| spiffe_of(&parsed_workload(Clone::clone(message))).unwrap().to_string();
     assert_eq!(uri(&message), "spiffe://cluster.local/ns/shop/sa/default");
     message.trust_domain = "mesh.example".to_owned();
     message.service_account = "web".to_owned();

@@ -4,7 +4,7 @@ mod refusals;
 mod server;
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::task::JoinHandle;
 use tonic::Status;
