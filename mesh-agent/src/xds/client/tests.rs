@@ -128,13 +128,16 @@ impl World {
 
     /// The stream that the agent opens next, with its first request.
     async fn stream(&mut self) -> (Talk, DeltaDiscoveryRequest) {
-        loop {
-            let event = self.event().await;
-            if matches!(event, XdsEvent::Connected) {
-                break;
+        let connected = async {
+            loop {
+                let event = self.event().await;
+                if matches!(event, XdsEvent::Connected) {
+                    break;
+                }
+                assert!(matches!(event, XdsEvent::Disconnected { .. }), "{event:?}");
             }
-            assert!(matches!(event, XdsEvent::Disconnected { .. }), "{event:?}");
-        }
+        };
+        tokio::time::timeout(SOON, connected).await.expect("no stream");
         let mut talk = self.talks.recv().await.unwrap();
         let first = talk.request().await;
         (talk, first)
