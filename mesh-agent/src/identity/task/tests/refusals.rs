@@ -115,3 +115,19 @@ async fn files_that_cannot_be_used_are_named_by_their_flag() {
     }
     assert!(outcome(&world.report.borrow(), "misconfigured") >= 6);
 }
+
+#[tokio::test]
+async fn a_connection_that_is_refused_is_left_though_others_wait_on_it() {
+    let mut world = World::with(&[], |rules| rules.caller = NODE.to_owned()).await;
+    world.until("known as a node", |world, _| world.store.node(SystemTime::now()).is_some()).await;
+    world.server.rules().delay = Duration::from_secs(5);
+    world.want(&["slow"]);
+    world.until("under way", |world, _| world.server.rules().at_once == 1).await;
+    {
+        let mut rules = world.server.rules();
+        (rules.delay, rules.refuse_certificates) = (Duration::ZERO, true);
+    }
+    world.want(&["slow", "web"]);
+    world.issued("web").await;
+    assert_eq!(world.asked_for("slow"), 0, "it is still under way");
+}
