@@ -2,10 +2,14 @@
 //!
 //! Nothing else reads the environment.
 
+mod server;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use server::{ServerConfig, XdsConfig};
 
 /// The per-node agent of the mesh.
 #[derive(Debug, Parser)]
@@ -33,9 +37,28 @@ pub struct RunArgs {
     /// Name of this node [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Control plane, for example http://127.0.0.1:15010
+    /// Control plane, for example https://mesh-control:15012
     #[arg(long, env = "MESH_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<String>,
+    /// Root certificates of the control plane, PEM; read anew for each connection
+    #[arg(long, env = "MESH_CONTROL_PLANE_ROOT", value_name = "FILE")]
+    pub control_plane_root: Option<PathBuf>,
+    /// Name that the control plane's certificate has to be for [default: the host of --control-plane]
+    #[arg(long, env = "MESH_CONTROL_PLANE_NAME", value_name = "NAME")]
+    pub control_plane_name: Option<String>,
+    /// Token that this node joins with; read anew for each use
+    #[arg(long, env = "MESH_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Certificate authority: any server of Istio's API, with a certificate for the host of this URL and by the same roots
+    /// [default: the control plane]
+    #[arg(long, env = "MESH_CA_ADDRESS", value_name = "URL")]
+    pub ca_address: Option<String>,
+    /// Namespace of the service account that the token is for; an istiod compares
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NS", default_value = "mesh-system")]
+    pub namespace: String,
+    /// Id told to the control plane, TYPE~IP~NAME.NS~NS.svc.DOMAIN [default: made of the other flags, of type ztunnel]
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
     /// Address of this node, told to the control plane [default: 127.0.0.1]
     #[arg(long, env = "NODE_IP", value_name = "IP")]
     pub node_ip: Option<std::net::IpAddr>,
@@ -156,21 +179,16 @@ pub struct NodeConfig {
     pub name: String,
     /// Address, for the control plane.
     pub ip: std::net::IpAddr,
+    /// Namespace of the agent's own service account.
+    pub namespace: String,
+    /// Id on the wire, in the form that Istio wants.
+    pub id: String,
     /// Cluster.
     pub cluster_id: String,
     /// Overrides the region.
     pub region: Option<String>,
     /// Overrides the zone.
     pub zone: Option<String>,
-}
-
-/// How to reach the control plane.
-#[derive(Debug, Clone)]
-pub struct XdsConfig {
-    /// Its URL, `http://HOST:PORT`.
-    pub address: tonic::transport::Uri,
-    /// The node that asks.
-    pub node: NodeConfig,
 }
 
 /// The kernel side.
@@ -238,10 +256,7 @@ impl RunArgs {
     /// [`Self::validate`] on a machine with that host name and those mounts.
     fn validate_on(self, hostname: &str, mountinfo: &str) -> Result<Config, ConfigError> {
         let node = self.node(hostname)?;
-        let xds = match &self.control_plane {
-            Some(url) => Some(XdsConfig { address: control_plane(url)?, node: node.clone() }),
-            None => None,
-        };
+        let xds = self.xds(&node)?;
         let cgroup_root = match &self.cgroup_root {
             Some(path) => absolute("--cgroup-root", path)?,
             None => cgroup2_mount(mountinfo).ok_or_else(|| ConfigError {
@@ -269,19 +284,26 @@ impl RunArgs {
             match text {
                 "" => wrong("is empty"),
                 long if long.len() > 253 => wrong("is longer than 253 bytes"),
-                // `~` separates the parts of the node id on the wire.
-                odd if odd
-                    .contains(|c: char| c.is_control() || c.is_whitespace() || c == '~' || c == '/') =>
-                {
-                    wrong("holds a space, a control character, '/' or '~'")
+                // `~` separates the parts of the node id on the wire; names also travel as headers.
+                odd if odd.contains(|c: char| !c.is_ascii_graphic() || c == '~' || c == '/') => {
+                    wrong("holds a space, a control character, '/', '~', or what is not ASCII")
                 }
                 good => Ok(good.to_owned()),
             }
         };
         let optional = |flag, text: &Option<String>| text.as_deref().map(|t| label(flag, t)).transpose();
+        let name = label("--node-name", name)?;
+        let namespace = label("--namespace", &self.namespace)?;
+        let ip = self.node_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+        let id = match &self.node_id {
+            Some(id) => server::node_id(id)?,
+            None => format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+        };
         Ok(NodeConfig {
-            name: label("--node-name", name)?,
-            ip: self.node_ip.unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()),
+            name,
+            ip,
+            namespace,
+            id,
             cluster_id: label("--cluster-id", &self.cluster_id)?,
             region: optional("--region", &self.region)?,
             zone: optional("--zone", &self.zone)?,
@@ -306,20 +328,6 @@ impl RunArgs {
             counters: size("--max-counters", self.max_counters)?,
         })
     }
-}
-
-fn control_plane(url: &str) -> Result<tonic::transport::Uri, ConfigError> {
-    let wrong = |reason: String| ConfigError { flag: "--control-plane", reason };
-    let uri: tonic::transport::Uri = url.parse().map_err(|error| wrong(format!("{url:?}: {error}")))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some(other) => return Err(wrong(format!("{url:?}: scheme {other:?} is not supported, use http"))),
-        None => return Err(wrong(format!("{url:?} has no scheme, write http://{url}"))),
-    }
-    if uri.host().is_none_or(str::is_empty) {
-        return Err(wrong(format!("{url:?} names no host")));
-    }
-    Ok(uri)
 }
 
 fn absolute(flag: &'static str, path: &std::path::Path) -> Result<PathBuf, ConfigError> {

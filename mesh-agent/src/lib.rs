@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod config;
 pub mod datapath;
+pub mod identity;
 pub mod metrics;
 pub mod preflight;
 pub mod snapshot;

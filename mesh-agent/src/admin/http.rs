@@ -114,6 +114,7 @@ async fn answer(surface: Surface, method: &Method, path: &str, owner: &Owner) ->
         (Surface::Admin, "/services") => json(ask(owner, AdminRequest::Services).await),
         (Surface::Admin, "/workloads") => json(ask(owner, AdminRequest::Workloads).await),
         (Surface::Admin, "/stats") => json(ask(owner, AdminRequest::Stats).await),
+        (Surface::Admin, "/certificates") => json(ask(owner, AdminRequest::Certificates).await),
         (_, "/metrics") => match ask(owner, AdminRequest::Metrics).await {
             Ok(view) => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&view)),
             Err(stuck) => stuck.reply(),
@@ -129,7 +130,8 @@ async fn answer(surface: Surface, method: &Method, path: &str, owner: &Owner) ->
         },
         (Surface::Admin, _) => text(
             StatusCode::NOT_FOUND,
-            "there are /status, /services, /workloads, /stats, /metrics, /healthz/live and /healthz/ready\n",
+            "there are /status, /services, /workloads, /stats, /certificates, /metrics, /healthz/live and \
+             /healthz/ready\n",
         ),
         (Surface::Metrics, _) => {
             text(StatusCode::NOT_FOUND, "there are /metrics, /healthz/live and /healthz/ready\n")

@@ -24,8 +24,10 @@ pub enum AdminRequest {
     Workloads(oneshot::Sender<Vec<view::Workload>>),
     /// What the kernel counted.
     Stats(oneshot::Sender<view::Stats>),
+    /// The certificates of this node and its workloads.
+    Certificates(oneshot::Sender<Vec<view::Certificate>>),
     /// The figures of a scrape.
     Metrics(oneshot::Sender<metrics::View>),
-    /// Whether a snapshot (from the control plane or the disk) is in force; why not, otherwise.
+    /// Whether a snapshot (from the control plane or the disk) is in force and certificates are there; why not, otherwise.
     Ready(oneshot::Sender<Result<(), String>>),
 }

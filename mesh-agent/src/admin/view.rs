@@ -13,6 +13,9 @@ pub struct Status {
     pub ready: bool,
     /// The control plane.
     pub control_plane: ControlPlane,
+    /// The certificate authority.
+    #[serde(default)]
+    pub certificate_authority: Authority,
     /// What is in force.
     pub snapshot: SnapshotView,
     /// Resources of the control plane that were refused.
@@ -37,6 +40,42 @@ pub struct ControlPlane {
     /// Whether there is a stream to it.
     pub connected: bool,
     /// Why the last stream ended or could not be had.
+    pub last_error: Option<String>,
+}
+
+/// The certificate authority, seen from here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// Its URL; empty without one.
+    pub address: String,
+    /// The identity that it gave this node; empty before.
+    pub node_identity: String,
+    /// Why the last attempt for this node's own certificate failed, or else one for a workload.
+    pub last_error: Option<String>,
+    /// Certificates by their state.
+    pub certificates: std::collections::BTreeMap<String, u64>,
+}
+
+/// One of `/certificates`. Times are as in RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The identity in it; empty for a node that has none yet.
+    pub identity: String,
+    /// It is this node's own.
+    pub node: bool,
+    /// `ready`, `fetching`, `failed` or `expired`.
+    pub state: String,
+    /// A fetch is under way.
+    pub fetching: bool,
+    /// Its X.509 serial number, hexadecimal.
+    pub serial_number: Option<String>,
+    /// When it begins to be valid.
+    pub not_before: Option<String>,
+    /// When it expires.
+    pub not_after: Option<String>,
+    /// When it will be renewed.
+    pub renewal: Option<String>,
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
 }
 

@@ -1,5 +1,6 @@
 //! Wires the subsystems together.
 
+mod certificates;
 mod memory;
 mod owner;
 mod saving;
@@ -8,12 +9,13 @@ mod views;
 use std::future::pending;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
@@ -21,6 +23,8 @@ use tracing::{error, info, warn};
 use self::owner::Owner;
 use crate::config::{Config, KernelLog, LogFormat, RunArgs, UninstallArgs};
 use crate::datapath::{Datapath, pins};
+use crate::identity::access::Access;
+use crate::identity::{self, Announced, Store};
 use crate::snapshot::{Interner, disk};
 use crate::workloads::watch;
 use crate::xds::{self, XdsEvent};
@@ -91,7 +95,12 @@ async fn serve(config: Config) -> Result<()> {
     if config.datapath.kernel_log != KernelLog::Off {
         tasks.spawn(read_kernel_log(aya_log::EbpfLogger::init(datapath.ebpf())?));
     }
-    let mut owner = Owner::new(datapath, &config.node);
+    let (wanted, report) = (latest::Sender::default(), latest::Sender::default());
+    let identities = match config.xds {
+        Some(_) => Announced::new(&config.node.name, wanted.clone(), report.subscribe()),
+        None => Announced::without_authority(&config.node.name),
+    };
+    let mut owner = Owner::new(datapath, &config.node, identities);
     let mut interner = Interner::new(&config.node.name);
     match disk::load(&config.state_dir, &mut interner) {
         Ok(Some(saved)) => owner.restore(saved, Instant::now()),
@@ -107,9 +116,22 @@ async fn serve(config: Config) -> Result<()> {
     watched.initial.into_iter().for_each(|event| owner.cgroup(event));
 
     let (xds_events, mut updates) = mpsc::channel(4);
+    let certificates = Arc::new(Store::default());
+    let mut servers = Vec::new();
     match config.xds.clone() {
         Some(xds) => {
-            tasks.spawn(xds::run(xds, interner, xds_events));
+            let access = |server| Arc::new(Access::new(server, &xds.node, Arc::clone(&certificates)));
+            let (control_plane, authority) = (access(xds.server.clone()), access(xds.authority.clone()));
+            servers.extend([Arc::clone(&control_plane), Arc::clone(&authority)]);
+            let node = xds.node.name.as_str().into();
+            tasks.spawn(identity::run(
+                authority,
+                node,
+                Arc::clone(&certificates),
+                wanted.subscribe(),
+                report,
+            ));
+            tasks.spawn(xds::run(control_plane, xds.node, interner, xds_events));
         }
         None => {
             warn!("no --control-plane: serving what is saved and what the kernel holds");
@@ -123,7 +145,7 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
-    let view = views::Context { config: config.clone(), watch: watched.stats };
+    let view = views::Context { config: config.clone(), watch: watched.stats, servers };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut housekeeping = interval(HOUSEKEEPING);

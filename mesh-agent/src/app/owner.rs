@@ -10,6 +10,7 @@ use crate::admin::view::Source;
 use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
+use crate::identity::Announced;
 use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
@@ -21,6 +22,8 @@ pub(super) struct Owner {
     pub(super) snapshot: Snapshot,
     /// Which cgroups are which workloads.
     pub(super) enrollment: Enrollment,
+    /// Which identities the workloads of this node have.
+    pub(super) identities: Announced,
     /// Where the snapshot came from.
     pub(super) source: Source,
     /// Whether a stream is open, and why the last one ended.
@@ -46,7 +49,7 @@ pub(super) struct Owner {
 
 impl Owner {
     /// One that knows what the kernel holds and nothing else.
-    pub(super) fn new(datapath: Datapath, node: &NodeConfig) -> Self {
+    pub(super) fn new(datapath: Datapath, node: &NodeConfig, identities: Announced) -> Self {
         let locality = Locality {
             region: node.region.as_deref().unwrap_or_default().into(),
             zone: node.zone.as_deref().unwrap_or_default().into(),
@@ -62,6 +65,7 @@ impl Owner {
             datapath,
             snapshot: Snapshot::new(),
             enrollment: Enrollment::new(&node.name),
+            identities,
             source: Source::None,
             connection: Err("not connected yet".to_owned()),
             rejected: BTreeMap::new(),
@@ -158,10 +162,11 @@ impl Owner {
         self.disconnects += 1;
     }
 
-    /// Whether connections are balanced as the control plane said, now or before a restart; else why not.
+    /// Whether connections are balanced as the control plane said, now or before a restart, and the workloads of this node have
+    /// certificates; else why not.
     pub(super) fn ready(&self) -> Result<(), String> {
         match (&self.source, &self.connection) {
-            (Source::Disk | Source::ControlPlane, _) => Ok(()),
+            (Source::Disk | Source::ControlPlane, _) => self.identities.ready(Instant::now()),
             (Source::None, Ok(())) => Err("the control plane has not yet sent everything".to_owned()),
             (Source::None, Err(reason)) => Err(format!("no snapshot yet, and no control plane: {reason}")),
         }
@@ -226,12 +231,14 @@ impl Owner {
         for workload in &changed.workloads {
             let uid = workload.uid();
             let now = self.snapshot.workload(&uid).cloned();
+            self.identities.workload(&uid, now.as_deref(), Instant::now());
             for change in self.enrollment.workload(&uid, now.as_deref()) {
                 if let Some(reason) = self.enroll(change) {
                     refused.push(Rejected { name: uid.clone(), reason });
                 }
             }
         }
+        self.identities.publish();
         refused
     }
 

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
 use tracing::warn;
 
+use super::certificates;
 use super::owner::Owner;
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
 use crate::datapath::ledger::Known;
 use crate::datapath::show::{show_endpoint, unmap};
+use crate::identity::access::Access;
+use crate::identity::spiffe_of;
 use crate::metrics::{Connections, MapUse, Peer, View};
 use crate::snapshot::Workload;
 use crate::workloads::watch::WatchStats;
@@ -23,6 +26,8 @@ pub(super) struct Context {
     pub(super) config: Config,
     /// How the cgroup watch fares.
     pub(super) watch: Arc<WatchStats>,
+    /// The servers of the control plane.
+    pub(super) servers: Vec<Arc<Access>>,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
@@ -32,6 +37,7 @@ pub(super) fn answer(owner: &mut Owner, context: &Context, question: AdminReques
         AdminRequest::Services(reply) => drop(reply.send(services(owner))),
         AdminRequest::Workloads(reply) => drop(reply.send(workloads(owner))),
         AdminRequest::Stats(reply) => drop(reply.send(stats(owner))),
+        AdminRequest::Certificates(reply) => drop(reply.send(certificates::list(&owner.identities.report()))),
         AdminRequest::Metrics(reply) => drop(reply.send(metrics(owner, context))),
         AdminRequest::Ready(reply) => drop(reply.send(owner.ready())),
     }
@@ -57,10 +63,19 @@ fn status(owner: &Owner, context: &Context) -> view::Status {
         node: context.config.node.name.clone(),
         ready: owner.ready().is_ok(),
         control_plane: view::ControlPlane {
-            address: context.config.xds.as_ref().map(|xds| xds.address.to_string()).unwrap_or_default(),
+            address: context
+                .config
+                .xds
+                .as_ref()
+                .map(|xds| xds.server.address.to_string())
+                .unwrap_or_default(),
             connected: owner.connection.is_ok(),
             last_error: owner.connection.as_ref().err().cloned(),
         },
+        certificate_authority: certificates::authority(
+            context.config.xds.as_ref(),
+            &owner.identities.report(),
+        ),
         snapshot: view::SnapshotView {
             source: owner.source,
             services: owner.snapshot.service_count() as u64,
@@ -333,15 +348,13 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         cgroup_polls: context.watch.polls(),
         cgroup_watch_limited: context.watch.limited(),
         snapshot_save_failures: owner.save_failures,
+        refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
+        certificates: certificates::figures(&owner.identities.report()),
     }
 }
 
 fn principal(workload: &Workload) -> String {
-    let account = workload.account();
-    if account.service_account.is_empty() {
-        return String::new();
-    }
-    format!("spiffe://cluster.local/ns/{}/sa/{}", account.namespace, account.service_account)
+    spiffe_of(workload).map(|identity| identity.to_string()).unwrap_or_default()
 }
 
 fn seconds(counters: &Counters) -> f64 {

@@ -44,7 +44,9 @@ fn nothing_given_means_the_documented_defaults() {
 fn flags_arrive() {
     let config = config(&[
         "--node-name=a",
-        "--control-plane=http://[::1]:15010",
+        "--control-plane=https://[::1]:15012",
+        "--control-plane-root=/etc/mesh/root.pem",
+        "--token-file=/var/run/token",
         "--cgroup-root=/c",
         "--pin-path=/p",
         "--region=r",
@@ -58,7 +60,11 @@ fn flags_arrive() {
     assert_eq!(&*config.node.name, "a");
     assert_eq!((config.node.region.as_deref(), config.node.zone.as_deref()), (Some("r"), Some("z")));
     let xds = config.xds.unwrap();
-    assert_eq!((xds.address.to_string(), xds.node), ("http://[::1]:15010/".to_owned(), config.node));
+    assert_eq!((xds.server.address.to_string(), xds.node), ("https://[::1]:15012/".to_owned(), config.node));
+    assert_eq!(xds.server.name, rustls::pki_types::ServerName::try_from("::1").unwrap());
+    assert_eq!(xds.server.root, PathBuf::from("/etc/mesh/root.pem"));
+    assert_eq!(xds.server.token, Some(PathBuf::from("/var/run/token")));
+    assert_eq!(xds.authority, xds.server);
     assert_eq!((config.datapath.sizes.services, config.datapath.kernel_log), (1, KernelLog::Debug));
     assert_eq!(config.log_format, LogFormat::Json);
 }
@@ -80,20 +86,73 @@ fn sizes_of_nothing_and_of_too_much_are_refused_by_flag() {
     }
 }
 
+const ROOT: &str = "--control-plane-root=/r";
+
 #[test]
 fn what_cannot_be_a_control_plane_is_refused() {
-    for url in
-        ["127.0.0.1:15010", "https://c:15012", "http://", "http://a b", "unix:///x", "", "/x", "http://:80"]
-    {
-        assert_eq!(blamed(&["--control-plane", url]), "--control-plane", "{url}");
+    for url in [
+        "127.0.0.1:15012",
+        "http://c:15010",
+        "https://",
+        "https://a b",
+        "unix:///x",
+        "",
+        "/x",
+        "https://:80",
+        "https://a/b",
+        "https://a?b",
+        "https://u@a:1",
+    ] {
+        assert_eq!(blamed(&["--control-plane", url, ROOT]), "--control-plane", "{url}");
+        let flags = ["--control-plane=https://c", ROOT, "--ca-address", url];
+        assert_eq!(blamed(&flags), "--ca-address", "{url}");
     }
-    let error = config(&["--control-plane", "plane:15010"]).unwrap_err().to_string();
+    let error = config(&["--control-plane", "plane:15010", ROOT]).unwrap_err().to_string();
     assert!(error.starts_with("--control-plane: \"plane:15010\""), "{error}");
+    let error = config(&["--control-plane", "http://plane:15010", ROOT]).unwrap_err().to_string();
+    assert!(error.contains("without TLS") && error.contains("https"), "{error}");
+}
+
+#[test]
+fn a_control_plane_needs_a_root_to_be_known_by() {
+    assert_eq!(blamed(&["--control-plane=https://c:15012"]), "--control-plane-root");
+    let flags = ["--control-plane=https://c:15012", ROOT];
+    let with = |flag: &str| config(&[&flags[..], &[flag]].concat());
+    let xds = with("--control-plane-name=istiod.istio-system.svc").unwrap().xds.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("istiod.istio-system.svc").unwrap();
+    assert_eq!((&xds.server.name, &xds.authority.name), (&name, &name));
+    assert_eq!(with("--control-plane-name=a b").unwrap_err().flag, "--control-plane-name");
+    assert_eq!(with("--token-file=relative").unwrap_err().flag, "--token-file");
+    let xds = with("--ca-address=https://ca:8443").unwrap().xds.unwrap();
+    assert_eq!(xds.authority.name, rustls::pki_types::ServerName::try_from("ca").unwrap());
+    assert_eq!((xds.authority.address.port_u16(), xds.authority.root), (Some(8443), xds.server.root));
+    assert_eq!(blamed(&["--ca-address=https://ca:8443"]), "--ca-address");
+}
+
+#[test]
+fn a_node_says_who_it_is_in_istios_form() {
+    let id = |flags: &[&str]| config(flags).unwrap().node.id;
+    assert_eq!(id(&[]), "ztunnel~127.0.0.1~host-1.mesh-system~mesh-system.svc.cluster.local");
+    let flags = ["--namespace=istio-system", "--node-name=a", "--node-ip=fd00::1"];
+    assert_eq!(id(&flags), "ztunnel~fd00::1~a.istio-system~istio-system.svc.cluster.local");
+    let own = "router~10.0.0.1~gw.n~n.svc.example";
+    assert_eq!(id(&["--node-id", own]), own);
+    for odd in [
+        "",
+        "a",
+        "x~10.0.0.1~a.n~n.svc",
+        "ztunnel~10.0.0~a.n~n.svc",
+        "ztunnel~10.0.0.1~~n",
+        "ztunnel~10.0.0.1~a b~n",
+    ] {
+        assert_eq!(blamed(&["--node-id", odd]), "--node-id", "{odd}");
+    }
+    assert_eq!(blamed(&["--namespace=a b"]), "--namespace");
 }
 
 #[test]
 fn names_that_would_break_the_wire_are_refused() {
-    for name in ["", "a b", "a~b", "a/b", "a\nb", &"x".repeat(254)] {
+    for name in ["", "a b", "a~b", "a/b", "a\nb", "ä", &"x".repeat(254)] {
         assert_eq!(blamed(&["--node-name", name]), "--node-name", "{name}");
         assert_eq!(blamed(&["--zone", name]), "--zone", "{name}");
     }

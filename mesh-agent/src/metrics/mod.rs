@@ -6,7 +6,7 @@
 mod family;
 mod view;
 
-pub use view::{Connections, MapUse, Peer, View};
+pub use view::{Certificates, Connections, MapUse, Peer, View};
 
 use family::{Families, Kind};
 
@@ -34,6 +34,7 @@ pub fn render(view: &View) -> String {
     let mut families = Families::default();
     connections(&mut families, view);
     agent(&mut families, view);
+    certificates(&mut families, &view.certificates);
     families.text()
 }
 
@@ -154,6 +155,11 @@ fn agent(families: &mut Families, view: &View) {
             "Times that the snapshot could not be saved to disk.",
             view.snapshot_save_failures,
         ),
+        (
+            "mesh_agent_refused_credentials_total",
+            "Times that the control plane did not take this node's token or certificate.",
+            view.refused_credentials,
+        ),
     ];
     for (name, help, value) in counters {
         families.family(name, help, Kind::Counter).add([], value as f64);
@@ -184,6 +190,29 @@ fn agent(families: &mut Families, view: &View) {
     }
     let info = families.family("mesh_agent_build_info", "Version of the agent.", Kind::Gauge);
     info.add([("version", env!("CARGO_PKG_VERSION"))], 1.0);
+}
+
+fn certificates(families: &mut Families, view: &Certificates) {
+    let states = families.family("mesh_agent_certificates", "Certificates by state.", Kind::Gauge);
+    for (state, count) in &view.states {
+        states.add([("state", *state)], *count as f64);
+    }
+    let fetches = families.family(
+        "mesh_agent_certificate_fetches_total",
+        "Attempts to get a certificate by outcome.",
+        Kind::Counter,
+    );
+    for (outcome, count) in &view.fetches {
+        fetches.add([("outcome", *outcome)], *count as f64);
+    }
+    let expiry = families.family(
+        "mesh_agent_certificate_expiry_seconds",
+        "Time until the first of the certificates in use expires.",
+        Kind::Gauge,
+    );
+    if let Some(seconds) = view.earliest_expiry {
+        expiry.add([], seconds);
+    }
 }
 
 #[cfg(test)]

@@ -181,6 +181,12 @@ fn the_agents_own_figures_are_there() {
         services: 4,
         workloads: 5,
         map_write_failures: 6,
+        refused_credentials: 7,
+        certificates: Certificates {
+            states: vec![("ready", 8), ("expired", 1)],
+            fetches: vec![("issued", 9)],
+            earliest_expiry: Some(12.5),
+        },
         ..View::default()
     };
     let samples = parse(&render(&view));
@@ -192,10 +198,15 @@ fn the_agents_own_figures_are_there() {
         ("mesh_agent_services", 4.0),
         ("mesh_agent_workloads", 5.0),
         ("mesh_agent_map_write_failures_total", 6.0),
+        ("mesh_agent_refused_credentials_total", 7.0),
+        ("mesh_agent_certificate_fetches_total", 9.0),
+        ("mesh_agent_certificate_expiry_seconds", 12.5),
         ("mesh_agent_build_info", 1.0),
     ] {
         assert_eq!(value(&samples, name), wanted, "{name}");
     }
+    let states: f64 = samples.iter().filter(|s| s.0 == "mesh_agent_certificates").map(|s| s.2).sum();
+    assert_eq!(states, 9.0);
     let reasons = samples.iter().filter(|s| s.0 == "mesh_agent_datapath_reasons_total").count();
     assert_eq!(reasons, 2);
 }

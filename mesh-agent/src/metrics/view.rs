@@ -37,6 +37,21 @@ pub struct View {
     pub cgroup_watch_limited: bool,
     /// Times that the snapshot could not be saved.
     pub snapshot_save_failures: u64,
+    /// Times that the control plane did not take a token or the node's certificate.
+    pub refused_credentials: u64,
+    /// Certificates.
+    pub certificates: Certificates,
+}
+
+/// Figures of the certificates of this node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Certificates {
+    /// How many by state.
+    pub states: Vec<(&'static str, u64)>,
+    /// Fetches by outcome.
+    pub fetches: Vec<(&'static str, u64)>,
+    /// Seconds until the first of those that serve expires.
+    pub earliest_expiry: Option<f64>,
 }
 
 /// One end of connections. Empty fields are shown as `unknown`, as Istio does.

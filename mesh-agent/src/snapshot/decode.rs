@@ -142,6 +142,7 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
     let uid = required("workload.uid", &message.uid)?;
     limited("workload.namespace", &message.namespace)?;
     limited("workload.service_account", &message.service_account)?;
+    limited("workload.trust_domain", &message.trust_domain)?;
     limited("workload.node", &message.node)?;
     limited("workload.network", &message.network)?;
     limited("workload.cluster_id", &message.cluster_id)?;
@@ -184,6 +185,7 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         prefix: interner.string(prefix),
         namespace: interner.string(&message.namespace),
         service_account: interner.string(&message.service_account),
+        trust_domain: interner.string(&message.trust_domain),
     };
     let kin = Kin { account: interner.account(account), memberships: memberships.into() };
     Ok(Workload {

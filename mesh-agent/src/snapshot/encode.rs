@@ -109,6 +109,7 @@ fn workload(of: &Workload) -> wire::Workload {
         uid: of.uid(),
         namespace: of.account().namespace.to_string(),
         service_account: of.account().service_account.to_string(),
+        trust_domain: of.account().trust_domain.to_string(),
         addresses: of.addresses.iter().map(|a| bytes(*a)).collect(),
         network: of.network.to_string(),
         node: of.node.to_string(),

@@ -151,6 +151,8 @@ pub struct Account {
     pub namespace: Arc<str>,
     /// Service account; empty when it has none.
     pub service_account: Arc<str>,
+    /// Who vouches for its identity; empty: `cluster.local`.
+    pub trust_domain: Arc<str>,
 }
 
 /// What the pods of a deployment have in common.

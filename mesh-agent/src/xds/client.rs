@@ -1,6 +1,7 @@
 //! Owns the connection to the control plane.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -8,34 +9,31 @@ use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Del
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
+use tonic::{Code, Request, Streaming};
 use tracing::{debug, info, warn};
 
 use super::XdsEvent;
 use super::backoff;
 use super::session::{Change, Session, Step};
-use crate::config::XdsConfig;
+use crate::config::NodeConfig;
+use crate::identity::access::{Access, AccessError, Choice, Link, chain, describe};
 use crate::snapshot::{Delta, Interner, Rejected};
 
 /// A mesh of some 500,000 workloads in one message, as istiod sends it.
 const DECODE_LIMIT: usize = 200 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that vanished is noticed after interval and timeout.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Keeps a stream to the control plane, and tells `events` what it says. Ends when nobody listens to the events.
-pub async fn run(config: XdsConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
-    let mut session = Session::new(&config.node, interner);
+pub async fn run(access: Arc<Access>, node: NodeConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
+    let mut session = Session::new(&node, interner);
+    let mut choice = Choice::default();
     let mut failures = 0_u32;
     loop {
         let started = Instant::now();
-        let reason = match stream(&config, &mut session, &events).await {
+        let reason = match stream(&access, &mut choice, &mut session, &events).await {
             Ok(reason) => reason,
             Err(OwnerGone) => return,
         };
-        warn!(control_plane = %config.address, %reason, "no stream from the control plane");
+        warn!(control_plane = %access.address(), %reason, "no stream from the control plane");
         if events.send(XdsEvent::Disconnected { reason }).await.is_err() {
             return;
         }
@@ -55,14 +53,23 @@ struct OwnerGone;
 
 /// One stream from beginning to end; returns why it ended.
 async fn stream(
-    config: &XdsConfig,
+    access: &Arc<Access>,
+    choice: &mut Choice,
     session: &mut Session,
     events: &mpsc::Sender<XdsEvent>,
 ) -> Result<String, OwnerGone> {
-    let channel = tokio::select! {
-        connected = connect(config) => match connected {
-            Ok(channel) => channel,
-            Err(error) => return Ok(format!("connect: {}", chain(&error))),
+    let own = access.credential(choice);
+    let used = own.as_ref().map(|own| own.serial);
+    let link = tokio::select! {
+        connected = access.connect(own.as_ref()) => match connected {
+            Ok(link) => link,
+            Err(error) => {
+                match error {
+                    AccessError::Tls(_) | AccessError::Http(_) => choice.failed(used),
+                    AccessError::File { .. } | AccessError::Unreachable(_) => {}
+                }
+                return Ok(chain(&error));
+            }
         },
         () = events.closed() => return Err(OwnerGone),
     };
@@ -74,40 +81,42 @@ async fn stream(
     if requests.send(first).await.is_err() {
         return Ok("the request could not be sent".to_owned());
     }
+    let request = match link.request(ReceiverStream::new(outgoing)).await {
+        Ok(request) => request,
+        Err(error) => return Ok(chain(&error)),
+    };
     let opened = tokio::select! {
-        opened = open(channel, config, outgoing) => opened,
+        opened = open(link, request) => opened,
         () = events.closed() => return Err(OwnerGone),
     };
     let responses = match opened {
         Ok(responses) => responses,
-        Err(status) => return Ok(format!("subscribe: {}", describe(&status))),
+        Err(status) => {
+            let unauthenticated = status.code() == Code::Unauthenticated;
+            if unauthenticated {
+                access.count_refusal();
+            }
+            // What has a cause did not come from the server: the connection broke, as it does when a certificate is refused.
+            if unauthenticated || std::error::Error::source(&status).is_some() {
+                choice.failed(used);
+            }
+            return Ok(format!("subscribe: {}", describe(&status)));
+        }
     };
-    info!(control_plane = %config.address, "connected to the control plane");
+    if choice.succeeded(used) {
+        warn!("the control plane does not take this node's certificate; the token serves until the next");
+    }
+    info!(control_plane = %access.address(), by_certificate = used.is_some(), "connected to the control plane");
     events.send(XdsEvent::Connected).await.map_err(|_closed| OwnerGone)?;
     converse(session, responses, requests, events).await
 }
 
-async fn connect(config: &XdsConfig) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from(config.address.clone())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-}
-
 async fn open(
-    channel: Channel,
-    config: &XdsConfig,
-    outgoing: mpsc::Receiver<DeltaDiscoveryRequest>,
+    link: Link,
+    request: Request<ReceiverStream<DeltaDiscoveryRequest>>,
 ) -> Result<Streaming<DeltaDiscoveryResponse>, tonic::Status> {
-    let mut request = Request::new(ReceiverStream::new(outgoing));
-    if let Ok(cluster) = config.node.cluster_id.parse() {
-        request.metadata_mut().insert("clusterid", cluster);
-    }
-    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(DECODE_LIMIT);
+    let mut client =
+        AggregatedDiscoveryServiceClient::new(link.channel).max_decoding_message_size(DECODE_LIMIT);
     client.delta_aggregated_resources(request).await.map(tonic::Response::into_inner)
 }
 
@@ -231,27 +240,8 @@ async fn apply(
 }
 
 /// 64 bits that differ from run to run and from agent to agent.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-fn describe(status: &tonic::Status) -> String {
-    let source = std::error::Error::source(status).map(|source| format!(" ({})", chain(source)));
-    format!("{}: {}{}", status.code(), status.message(), source.unwrap_or_default())
-}
-
-/// An error and its causes: the outermost of a failed connection only says "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use tokio::sync::oneshot;
 
+pub(crate) use client::random;
 pub use client::run;
 
 use crate::snapshot::{Delta, Rejected};

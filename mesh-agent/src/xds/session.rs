@@ -154,6 +154,7 @@ fn identify(node: &NodeConfig) -> Node {
     let fields = BTreeMap::from([
         ("NODE_NAME".to_owned(), text(&node.name)),
         ("CLUSTER_ID".to_owned(), text(&node.cluster_id)),
+        ("NAMESPACE".to_owned(), text(&node.namespace)),
         ("INSTANCE_IPS".to_owned(), text(&node.ip.to_string())),
     ]);
     let locality = (node.region.is_some() || node.zone.is_some()).then(|| Locality {
@@ -162,8 +163,7 @@ fn identify(node: &NodeConfig) -> Node {
         sub_zone: String::new(),
     });
     Node {
-        // istiod wants a node type of its own and exactly four parts.
-        id: format!("ztunnel~{}~{}.mesh~mesh.svc.cluster.local", node.ip, node.name),
+        id: node.id.clone(),
         metadata: Some(prost_types::Struct { fields }),
         locality,
         user_agent_name: "mesh-agent".to_owned(),

@@ -14,6 +14,7 @@ fn owner(ready: Result<(), String>) -> Owner {
                 AdminRequest::Status(reply) => drop(reply.send(status())),
                 AdminRequest::Services(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Workloads(reply) => drop(reply.send(vec![workload()])),
+                AdminRequest::Certificates(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Stats(reply) => drop(reply.send(view::Stats::default())),
                 AdminRequest::Metrics(reply) => drop(reply.send(metrics::View::default())),
                 AdminRequest::Ready(reply) => drop(reply.send(ready.clone())),
@@ -28,7 +29,8 @@ fn status() -> view::Status {
         version: "0.1.0".into(),
         node: "node-a".into(),
         ready: true,
-        control_plane: view::ControlPlane { address: "http://c".into(), connected: false, last_error: None },
+        control_plane: view::ControlPlane { address: "https://c".into(), connected: false, last_error: None },
+        certificate_authority: view::Authority { address: "https://c".into(), ..view::Authority::default() },
         snapshot: view::SnapshotView { source: view::Source::ControlPlane, services: 1, workloads: 2 },
         rejected: Vec::new(),
         refused: Vec::new(),
@@ -88,6 +90,7 @@ async fn the_socket_answers_in_json() {
     assert_eq!(status["control_plane"]["last_error"], serde_json::Value::Null);
     assert_eq!(status["write_failures"], 0);
     assert_eq!(get("/services").await, serde_json::json!([]));
+    assert_eq!(get("/certificates").await, serde_json::json!([]));
     let workloads = get("/workloads/").await;
     assert_eq!(workloads[0]["identity"], "00000000deadbeef");
     assert_eq!(workloads[0]["cgroups"], serde_json::json!([{"id": 7, "path": "x"}]));
@@ -100,7 +103,17 @@ async fn the_port_gives_metrics_and_health_only() {
     assert!(code == 200 && body.contains("mesh_agent_build_info"), "{code} {body}");
     assert_eq!(get_tcp(owner(Ok(())), "/healthz/live").await.0, 200);
     assert_eq!(get_tcp(owner(Ok(())), "/healthz/ready").await.0, 200);
-    for path in ["/status", "/services", "/workloads", "/stats", "/", "//", "/../status", "/metrics/x"] {
+    for path in [
+        "/status",
+        "/services",
+        "/workloads",
+        "/stats",
+        "/certificates",
+        "/",
+        "//",
+        "/../status",
+        "/metrics/x",
+    ] {
         assert_eq!(get_tcp(owner(Ok(())), path).await.0, 404, "{path}");
     }
 }

@@ -26,6 +26,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
                 prefix: "c//Pod/shop/".into(),
                 namespace: "shop".into(),
                 service_account: "default".into(),
+                trust_domain: "".into(),
             }),
             memberships: Box::new([member()]),
         }),

@@ -82,6 +82,7 @@ fn a_workload_is_read() {
     message.network_mode = wire::NetworkMode::HostNetwork.into();
     message.capacity = Some(7);
     message.service_account = "web".to_owned();
+    message.trust_domain = "mesh.example".to_owned();
     message.locality = Some(wire::Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() });
     let extension = ext::WorkloadExtension {
         pod_uid: "uid".to_owned(),
@@ -96,6 +97,7 @@ fn a_workload_is_read() {
         (&*workload.account().namespace, &*workload.account().service_account, &*workload.node),
         ("shop", "web", "node-a")
     );
+    assert_eq!(&*workload.account().trust_domain, "mesh.example");
     assert_eq!((workload.healthy, workload.host_network, workload.weight), (false, true, 7));
     assert_eq!((&*workload.locality.region, &*workload.locality.subzone), ("r", "s"));
     assert_eq!((workload.pod_uid.as_deref(), workload.cgroup.as_deref()), (Some("uid"), Some("a/b")));
@@ -297,6 +299,7 @@ fn what_is_written_for_the_disk_reads_the_same() {
     };
     let mut pod = extend_workload(workload(POD, "fd00::7", "node-a", &[WEB]), &extension);
     pod.capacity = Some(0);
+    pod.trust_domain = "mesh.example".to_owned();
     pod.network_mode = 1;
     let udp =
         ext::ServiceExtension { udp_ports: ports(&[(53, 0)]), algorithm: 2, affinity_timeout_seconds: 5 };

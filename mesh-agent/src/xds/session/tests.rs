@@ -4,13 +4,7 @@ use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
 fn node() -> NodeConfig {
-    NodeConfig {
-        name: "node-a".to_owned(),
-        ip: "192.0.2.7".parse().unwrap(),
-        cluster_id: "Kubernetes".to_owned(),
-        region: None,
-        zone: Some("z1".to_owned()),
-    }
+    NodeConfig { zone: Some("z1".to_owned()), ..crate::identity::testing::node() }
 }
 
 fn session() -> Session {
@@ -41,14 +35,21 @@ fn refusal(name: &str) -> Rejected {
 fn the_first_request_says_who_asks_and_what_is_held() {
     let request = session().begin(HashMap::from([("a".to_owned(), "1".to_owned())]));
     let node = request.node.unwrap();
-    assert_eq!(node.id, "ztunnel~192.0.2.7~node-a.mesh~mesh.svc.cluster.local");
+    assert_eq!(node.id, "ztunnel~127.0.0.1~node-a.mesh-system~mesh-system.svc.cluster.local");
     assert_eq!(
         (&*node.user_agent_name, &*node.user_agent_version),
         ("mesh-agent", env!("CARGO_PKG_VERSION"))
     );
     assert_eq!(node.locality.unwrap().zone, "z1");
-    let name = &node.metadata.unwrap().fields["NODE_NAME"];
-    assert_eq!(name.kind, Some(prost_types::value::Kind::StringValue("node-a".to_owned())));
+    let fields = node.metadata.unwrap().fields;
+    for (name, value) in [
+        ("NODE_NAME", "node-a"),
+        ("NAMESPACE", "mesh-system"),
+        ("INSTANCE_IPS", "127.0.0.1"),
+        ("CLUSTER_ID", "Kubernetes"),
+    ] {
+        assert_eq!(fields[name].kind, Some(prost_types::value::Kind::StringValue(value.to_owned())));
+    }
     assert_eq!(request.type_url, ADDRESS_TYPE);
     assert_eq!(request.initial_resource_versions["a"], "1");
     // No names: everything.
