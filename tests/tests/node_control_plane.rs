@@ -65,7 +65,7 @@ fn a_control_plane_behind_a_slow_line_is_waited_for() -> anyhow::Result<()> {
     let cluster = mesh_harness::Cluster::start()?;
     let node = cluster.node("z1")?;
     let _control = cluster.control()?;
-    let fabric = cluster.relay(15011, "127.0.0.1:15010", &["--delay-ms", "150"])?;
+    let fabric = cluster.relay(15011, "127.0.0.1:15012", &["--delay-ms", "150"])?;
     let options = AgentOptions { control_plane: Some(node.fabric(15011)), ..AgentOptions::default() };
     let began = Instant::now();
     let agent = node.agent_with(&options)?;
@@ -85,9 +85,9 @@ fn nonsense_from_the_control_plane_leaves_what_is_there() -> anyhow::Result<()> 
     let address = mesh.serve_all(&web(), &servers)?;
     for how in ["--garbage", "--corrupt", "--hang"] {
         mesh.agents[0].process().stop()?;
-        let relay = mesh.cluster.relay(15012, "127.0.0.1:15010", &[how])?;
+        let relay = mesh.cluster.relay(15013, "127.0.0.1:15012", &[how])?;
         let options =
-            AgentOptions { control_plane: Some(mesh.nodes[0].fabric(15012)), ..AgentOptions::default() };
+            AgentOptions { control_plane: Some(mesh.nodes[0].fabric(15013)), ..AgentOptions::default() };
         mesh.agents[0] = mesh.nodes[0].agent_with(&options)?;
         std::thread::sleep(Duration::from_millis(700));
         assert!(

@@ -24,7 +24,7 @@ pub struct ControlOptions {
 
 impl Default for ControlOptions {
     fn default() -> Self {
-        Self { xds_port: 15010, arguments: Vec::new() }
+        Self { xds_port: 15012, arguments: Vec::new() }
     }
 }
 
@@ -40,6 +40,8 @@ impl Control {
         let mut command = Command::new(binaries::find("mesh-control")?);
         command.arg("run").arg("--manifests").arg(site.dir().join("manifests"));
         command.arg("--state-dir").arg(site.dir().join("control"));
+        command.arg("--ca-dir").arg(site.dir().join("control/ca"));
+        command.arg("--join-tokens").arg(site.dir().join("join-tokens"));
         command.arg("--xds-address").arg(format!("0.0.0.0:{}", options.xds_port));
         command.args(["--management-address", "127.0.0.1:15016", "--metrics-address", "127.0.0.1:15014"]);
         command.args(&options.arguments);

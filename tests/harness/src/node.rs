@@ -82,7 +82,7 @@ impl Node {
 
     /// Address of the control plane, or of anything in the fabric, as this node reaches it.
     pub fn fabric(&self, port: u16) -> String {
-        format!("http://{}:{port}", fabric_address(self.index))
+        format!("https://{}:{port}", fabric_address(self.index))
     }
 
     pub(crate) fn site(&self) -> &Rc<Site> {

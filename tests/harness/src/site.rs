@@ -16,6 +16,8 @@ use crate::sys;
 const PREFIX: &str = "mesh-test-";
 /// In the directory of a cluster that shall stay.
 const KEPT: &str = "kept";
+/// What nodes join with; it opens nothing but this cluster's control plane.
+const TOKEN: &str = "a-token-of-the-test-cluster";
 const BPFFS: &str = "/sys/fs/bpf";
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -49,6 +51,8 @@ impl Site {
             File::create(dir.join(KEPT))?;
             cgroup.persist();
         }
+        fs::write(dir.join("token"), format!("{TOKEN}\n"))?;
+        fs::write(dir.join("join-tokens"), format!("# Every node of this cluster\n* {TOKEN}\n"))?;
         let fabric = Netns::create()?;
         if kept {
             fabric.persist(&format!("{id}-fabric"))?;
@@ -64,6 +68,11 @@ impl Site {
     /// Directory for logs, sockets, state.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What the control plane's certificates chain to, once it has started.
+    pub fn roots(&self) -> PathBuf {
+        self.dir.join("control/ca/root-cert.pem")
     }
 
     /// The cgroup above all of the cluster's.
