@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     health::Health,
     index::Mesh,
+    kept::Kept,
     management::Management,
     metrics::Metrics,
     pipeline::{Pipeline, Report},
@@ -70,9 +71,14 @@ impl ControlPlane {
         tasks.spawn(health.serve(listener));
 
         let mesh = Mesh { cluster_id: config.cluster_id, cluster_domain: config.cluster_domain };
-        let pipeline = Pipeline::new(mesh, Arc::clone(&catalog), Arc::clone(&report), Arc::clone(&metrics));
         let (source, batch) = Source::open(&config.manifests).await?;
-        let pipeline = apply(pipeline, batch).await?;
+        let option = || format!("--state-dir {}", config.state_dir.display());
+        let kept = Kept::open(&config.state_dir).with_context(option)?;
+        let (catalog_of, report_of, metrics_of) =
+            (Arc::clone(&catalog), Arc::clone(&report), Arc::clone(&metrics));
+        let pipeline = Pipeline::new(mesh, kept, catalog_of, report_of, metrics_of);
+        let (pipeline, started_from) = blocking(pipeline, |pipeline| pipeline.start(batch)).await?;
+        started_from.with_context(option)?;
 
         let (listener, xds) = bind("--xds-address", config.xds_address).await?;
         let shared = Shared {
@@ -175,15 +181,18 @@ async fn follow(
             () = &mut stop => return Ok(()),
             batch = source.next() => batch.context("following the manifests")?,
         };
-        pipeline = apply(pipeline, batch).await?;
+        (pipeline, ()) = blocking(pipeline, |pipeline| pipeline.apply(batch)).await?;
     }
 }
 
-/// Applies a batch where it may block.
-async fn apply(mut pipeline: Pipeline, batch: crate::source::Batch) -> anyhow::Result<Pipeline> {
+/// Lets the pipeline work where it may block.
+async fn blocking<T: Send + 'static>(
+    mut pipeline: Pipeline,
+    work: impl FnOnce(&mut Pipeline) -> T + Send + 'static,
+) -> anyhow::Result<(Pipeline, T)> {
     let work = move || {
-        pipeline.apply(batch);
-        pipeline
+        let outcome = work(&mut pipeline);
+        (pipeline, outcome)
     };
     tokio::task::spawn_blocking(work).await.context("taking manifests in")
 }

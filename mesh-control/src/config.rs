@@ -10,6 +10,9 @@ pub struct Config {
     /// Directory of manifests (*.yaml, *.yml, *.json), read with all directories below it and watched.
     #[arg(long, env = "MESH_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
+    /// Directory for what outlives the control plane: the last good content of each manifest.
+    #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-control", value_name = "DIR")]
+    pub state_dir: PathBuf,
     /// Where agents subscribe (gRPC, delta ADS).
     #[arg(long, env = "MESH_XDS_ADDRESS", default_value = "0.0.0.0:15010", value_name = "ADDR")]
     pub xds_address: SocketAddr,
@@ -28,11 +31,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// A control plane over `manifests` on free ports of the loopback address, as tests want it.
+    /// A control plane over `manifests` on free ports of the loopback address, as tests want it; its state is in a hidden
+    /// directory below.
     pub fn on_loopback(manifests: impl Into<PathBuf>) -> Self {
+        let manifests = manifests.into();
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
-            manifests: manifests.into(),
+            state_dir: manifests.join(".state"),
+            manifests,
             xds_address: free,
             management_address: free,
             metrics_address: free,

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) update_seconds: Histogram,
     pub(crate) files: IntGauge,
     pub(crate) file_errors: IntGauge,
+    pub(crate) keep_failures: IntCounter,
     pub(crate) services: IntGauge,
     pub(crate) workloads: IntGauge,
     pub(crate) revision: IntGauge,
@@ -47,6 +48,10 @@ impl Metrics {
             files_read: counter("files_read_total", "Manifest files read, again after each change")?,
             files: gauge("files", "Manifest files known")?,
             file_errors: gauge("file_errors", "Faults and notes reported about manifests")?,
+            keep_failures: counter(
+                "keep_failures_total",
+                "Manifests whose copy for the next start could not be written or removed",
+            )?,
             services: gauge("services", "Services served")?,
             workloads: gauge("workloads", "Workloads served")?,
             revision: gauge("revision", "Changes of resources since the start")?,

@@ -11,9 +11,10 @@ use tracing::{info, warn};
 use crate::{
     catalog::Catalog,
     index::{Index, Mesh},
+    kept::Kept,
     metrics::Metrics,
     source::Batch,
-    store::Store,
+    store::{Applied, Store},
 };
 
 /// What is wrong with the manifests, for whoever asks.
@@ -22,6 +23,7 @@ pub(crate) type Report = RwLock<Arc<Vec<FileError>>>;
 /// Everything between a source and the subscribers.
 pub(crate) struct Pipeline {
     store: Store,
+    kept: Kept,
     index: Index,
     catalog: Arc<Catalog>,
     report: Arc<Report>,
@@ -29,8 +31,25 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(mesh: Mesh, catalog: Arc<Catalog>, report: Arc<Report>, metrics: Arc<Metrics>) -> Self {
-        Self { store: Store::default(), index: Index::new(mesh), catalog, report, metrics }
+    pub(crate) fn new(
+        mesh: Mesh,
+        kept: Kept,
+        catalog: Arc<Catalog>,
+        report: Arc<Report>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { store: Store::default(), kept, index: Index::new(mesh), catalog, report, metrics }
+    }
+
+    /// Takes the first reading of all manifests in, after what those that are not good now held before.
+    ///
+    /// # Errors
+    /// When that cannot be read: starting without it might withdraw what is in force.
+    pub(crate) fn start(&mut self, first: Batch) -> std::io::Result<()> {
+        let earlier = self.kept.before(&first)?;
+        self.apply(earlier);
+        self.apply(first);
+        Ok(())
     }
 
     /// Takes a batch of files in and publishes what it changes. Blocks, for a large batch for seconds.
@@ -41,7 +60,7 @@ impl Pipeline {
         let start = Instant::now();
         let files = batch.len();
         self.metrics.files_read.inc_by(files as u64);
-        let changes = self.store.apply(batch);
+        let Applied { changes, good, gone } = self.store.apply(batch);
         let objects = changes.len();
         let delta = self.index.apply(changes);
         let resources = delta.len();
@@ -55,6 +74,13 @@ impl Pipeline {
             "manifests taken in"
         );
         self.tell();
+        let kept = good.iter().map(|(path, text)| (path, self.kept.keep(path, text)));
+        for (path, outcome) in kept.chain(gone.iter().map(|path| (path, self.kept.forget(path)))) {
+            if let Err(error) = outcome {
+                self.metrics.keep_failures.inc();
+                warn!(file = %path.display(), %error, "the manifest's copy for the next start is not what is in force");
+            }
+        }
     }
 
     /// Publishes and logs what is wrong.

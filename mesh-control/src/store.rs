@@ -51,6 +51,16 @@ pub(crate) struct Change {
     pub(crate) after: Option<Object>,
 }
 
+/// What came of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    pub(crate) changes: Vec<Change>,
+    /// Files whose content is good, with it.
+    pub(crate) good: Vec<(Arc<Path>, String)>,
+    /// Files that are no longer there.
+    pub(crate) gone: Vec<Arc<Path>>,
+}
+
 /// Objects as they were before a batch, in the order in which they were touched.
 #[derive(Default)]
 struct Touched {
@@ -60,8 +70,9 @@ struct Touched {
 
 impl Store {
     /// Takes a batch of files in; returns what changed by it in all.
-    pub(crate) fn apply(&mut self, batch: Vec<(Arc<Path>, Reading)>) -> Vec<Change> {
+    pub(crate) fn apply(&mut self, batch: Vec<(Arc<Path>, Reading)>) -> Applied {
         let mut touched = Touched::default();
+        let mut applied = Applied::default();
         let mut texts = Vec::new();
         for (path, reading) in batch {
             match reading {
@@ -84,17 +95,22 @@ impl Store {
                 Reading::Gone => {
                     let keys = self.files.remove(&path).map(|file| file.keys).unwrap_or_default();
                     keys.iter().for_each(|key| self.release(key, &path, &mut touched));
+                    applied.gone.push(path);
                 }
             }
         }
-        for (path, outcome, cache) in parse_all(texts) {
+        for ((path, text, cache), outcome) in parse_all(texts) {
             self.files.entry(Arc::clone(&path)).or_default().cache = cache;
             match outcome {
-                Ok(parsed) => self.replace(&path, parsed, &mut touched),
+                Ok(parsed) => {
+                    self.replace(&path, parsed, &mut touched);
+                    applied.good.push((path, text));
+                }
                 Err(faults) => self.files.entry(path).or_default().faults = faults,
             }
         }
-        self.settle(touched)
+        applied.changes = self.settle(touched);
+        applied
     }
 
     /// Number of files that were read.
@@ -198,13 +214,13 @@ impl Touched {
 }
 
 type Text = (Arc<Path>, String, Cache);
-type Outcome = (Arc<Path>, Result<Parsed, Vec<Invalid>>, Cache);
+type Outcome = (Text, Result<Parsed, Vec<Invalid>>);
 
 /// Parses on all processors when there is much to parse; the order stays.
 fn parse_all(texts: Vec<Text>) -> Vec<Outcome> {
     let parse = |(path, text, mut cache): Text| {
         let outcome = parse_with(&text, &mut cache);
-        (path, outcome, cache)
+        ((path, text, cache), outcome)
     };
     if texts.len() < PARALLEL_FILES {
         return texts.into_iter().map(parse).collect();
@@ -257,22 +273,25 @@ mod tests {
     fn only_what_changed_is_told() {
         let mut store = Store::default();
         let two = |label: &str| format!("{}---\n{}", namespace("a", "1"), namespace("b", label));
-        assert_eq!(store.apply(batch(&[("f", Some(&two("1")))])).len(), 2);
-        assert_eq!(labels(&store.apply(batch(&[("f", Some(&two("2")))]))), [(Some("1"), Some("2"))]);
-        assert_eq!(store.apply(batch(&[("f", Some(&two("2")))])), []);
-        assert_eq!(labels(&store.apply(batch(&[("f", Some(&namespace("a", "1")))]))), [(Some("2"), None)]);
+        assert_eq!(store.apply(batch(&[("f", Some(&two("1")))])).changes.len(), 2);
+        assert_eq!(labels(&store.apply(batch(&[("f", Some(&two("2")))])).changes), [(Some("1"), Some("2"))]);
+        assert_eq!(store.apply(batch(&[("f", Some(&two("2")))])).changes, []);
+        assert_eq!(
+            labels(&store.apply(batch(&[("f", Some(&namespace("a", "1")))])).changes),
+            [(Some("2"), None)]
+        );
     }
 
     #[test]
     fn a_refused_file_keeps_its_last_good_content() {
         let mut store = Store::default();
         store.apply(batch(&[("f", Some(&namespace("a", "1")))]));
-        assert_eq!(store.apply(batch(&[("f", Some("kind: ["))])), []);
+        assert_eq!(store.apply(batch(&[("f", Some("kind: ["))])).changes, []);
         assert_eq!(store.errors().len(), 1);
-        assert_eq!(store.apply(batch(&[("f", Some(&namespace("a", "1")))])), []);
+        assert_eq!(store.apply(batch(&[("f", Some(&namespace("a", "1")))])).changes, []);
         assert_eq!(store.errors(), []);
         store.apply(batch(&[("f", Some("kind: ["))]));
-        assert_eq!(labels(&store.apply(batch(&[("f", None)]))), [(Some("1"), None)]);
+        assert_eq!(labels(&store.apply(batch(&[("f", None)])).changes), [(Some("1"), None)]);
         assert_eq!(store.errors(), []);
     }
 
@@ -280,11 +299,11 @@ mod tests {
     fn the_first_of_two_files_stays_in_force_until_it_goes() {
         let mut store = Store::default();
         store.apply(batch(&[("f", Some(&namespace("a", "1")))]));
-        assert_eq!(store.apply(batch(&[("b", Some(&namespace("a", "2")))])), []);
+        assert_eq!(store.apply(batch(&[("b", Some(&namespace("a", "2")))])).changes, []);
         let errors = store.errors();
         assert_eq!((errors[0].file.as_str(), errors[0].document, errors.len()), ("b", 1, 1));
         assert!(errors[0].reason.contains("document 1 of f"), "{}", errors[0].reason);
-        assert_eq!(labels(&store.apply(batch(&[("f", None)]))), [(Some("1"), Some("2"))]);
+        assert_eq!(labels(&store.apply(batch(&[("f", None)])).changes), [(Some("1"), Some("2"))]);
         assert_eq!(store.errors(), []);
     }
 
@@ -292,7 +311,7 @@ mod tests {
     fn a_renamed_file_changes_nothing() {
         let mut store = Store::default();
         store.apply(batch(&[("f", Some(&namespace("a", "1")))]));
-        assert_eq!(store.apply(batch(&[("f", None), ("g", Some(&namespace("a", "1")))])), []);
+        assert_eq!(store.apply(batch(&[("f", None), ("g", Some(&namespace("a", "1")))])).changes, []);
         let (file, _) = store.place(&store.claims.keys().next().unwrap().clone()).unwrap();
         assert_eq!(file, Path::new("g"));
     }
@@ -303,7 +322,7 @@ mod tests {
         let texts: Vec<_> =
             (0..100).map(|i| (format!("f{i:03}"), namespace("a", &format!("x{i}")))).collect();
         let files: Vec<_> = texts.iter().map(|(path, text)| (path.as_str(), Some(text.as_str()))).collect();
-        assert_eq!(labels(&store.apply(batch(&files))), [(None, Some("x0"))]);
+        assert_eq!(labels(&store.apply(batch(&files)).changes), [(None, Some("x0"))]);
         assert_eq!(store.errors().len(), 99);
     }
 }

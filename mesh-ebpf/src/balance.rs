@@ -14,6 +14,7 @@ use mesh_common::abi::{
 use crate::{
     atomic, count,
     maps::{AFFINITY, BACKENDS, LOADS, PAGES, ROTATION, SERVICES},
+    socket,
 };
 
 /// A chosen backend.
@@ -60,12 +61,12 @@ impl Miss {
     }
 }
 
-/// The backend for a new connection or flow from `workload` (0: none) to `key`.
+/// The backend for a new connection or flow to `key`.
 ///
 /// A lookup may meet a service that is being replaced. What it was led to stays whole for a while (the agent writes old
 /// pages and backend slots again only later), so the old backend is as good as the new one.
 #[inline(always)]
-pub(crate) fn choose(ctx: &SockAddrContext, key: &ServiceKey, workload: u64) -> Result<Choice, Miss> {
+pub(crate) fn choose(ctx: &SockAddrContext, key: &ServiceKey) -> Result<Choice, Miss> {
     let root = root(key)?;
     let header = &root.header;
     if header.total == 0 {
@@ -75,7 +76,7 @@ pub(crate) fn choose(ctx: &SockAddrContext, key: &ServiceKey, workload: u64) -> 
         count::reason(Reason::AffinityHit);
         return Ok(choice);
     }
-    let backend = by_algorithm(ctx, root, workload).ok_or(Miss::Broken(header.service))?;
+    let backend = by_algorithm(ctx, root).ok_or(Miss::Broken(header.service))?;
     let choice = choice(header.service, backend).ok_or(Miss::Stale)?;
     remember(ctx, header, &choice);
     Ok(choice)
@@ -131,13 +132,14 @@ fn choice(service: u32, backend: u32) -> Option<Choice> {
 
 /// One descent for all algorithms, and a second one for least connections: the verifier walks each copy of the code.
 #[inline(always)]
-fn by_algorithm(ctx: &SockAddrContext, root: &'static Page, workload: u64) -> Option<u32> {
+fn by_algorithm(ctx: &SockAddrContext, root: &'static Page) -> Option<u32> {
     let header = &root.header;
     let page = |number| PAGES.get(number);
     let position = match algorithm(header) {
         Algorithm::WeightedRandom | Algorithm::LeastConnections => random_position(random(), header.total),
         Algorithm::RoundRobin => round_robin_position(turn(header.service), header.stride, header.total),
         Algorithm::Maglev => {
+            let workload = socket::workload(ctx);
             let client = if workload == 0 { client(ctx) } else { workload };
             maglev_position(client, header.total)
         }

@@ -46,21 +46,18 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
     };
     let dialled = family.read(ctx);
     let key = ServiceKey::of(&dialled, protocol as u16);
-    // What is looked up here is looked up again where it is needed: the verifier would follow the socket with a record and
-    // that without one through the choice of a backend, which doubles its work.
-    let workload = socket::of(ctx).map_or(0, |socket| socket.workload);
-    match balance::choose(ctx, &key, workload) {
+    match balance::choose(ctx, &key) {
         Ok(choice) => {
             family.write(ctx, &choice.endpoint);
             if let Some(socket) = socket::of_or_new(ctx) {
-                begin(socket);
+                socket.started_nanoseconds = balance::now();
                 socket.service = choice.service;
                 socket.backend = choice.backend;
                 socket.incarnation = choice.incarnation;
                 socket.dialled = dialled;
                 socket.chosen = choice.endpoint;
                 if is_udp(ctx) {
-                    count::outcome(socket, Outcome::Connected, |counters| counters.attempts += 1);
+                    count::outcome(socket, Outcome::Connected, &count::ATTEMPT);
                 }
             }
             Action::Rewritten
@@ -68,7 +65,7 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
         Err(miss @ Miss::NotService) => {
             // A socket may be connected again, elsewhere.
             if let Some(socket) = socket::of(ctx) {
-                begin(socket);
+                forget(socket);
             }
             Action::Passed(miss.reason())
         }
@@ -78,10 +75,10 @@ fn connect(ctx: &SockAddrContext, family: Family) -> Action {
     }
 }
 
-/// The record of a socket that starts to connect.
+/// The record of a socket that connects to no service.
 #[inline(always)]
-fn begin(socket: &mut Socket) {
-    socket.started_nanoseconds = balance::now();
+fn forget(socket: &mut Socket) {
+    socket.started_nanoseconds = 0;
     socket.service = 0;
     socket.backend = 0;
     socket.incarnation = 0;

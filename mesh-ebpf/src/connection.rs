@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::abi::{Outcome, Reason, Socket};
+use mesh_common::abi::{Counters, Outcome, Reason, Socket};
 
 use crate::{atomic, balance, count, maps::LOADS, socket};
 
@@ -34,7 +34,7 @@ pub fn connection(ctx: SockOpsContext) -> u32 {
     0
 }
 
-/// The record of a socket that `connect` led somewhere or, of a workload, saw pass.
+/// The record of a socket that `connect` led to a backend.
 #[inline(always)]
 fn record(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     // SAFETY: a readable field of a valid context.
@@ -60,10 +60,7 @@ fn established(ctx: &SockOpsContext) {
     let Some(socket) = record(ctx) else { return };
     let took = balance::now().saturating_sub(socket.started_nanoseconds);
     socket.flags |= Socket::OPEN;
-    count::outcome(socket, Outcome::Connected, |counters| {
-        counters.attempts += 1;
-        counters.connect_nanoseconds += took;
-    });
+    count::outcome(socket, Outcome::Connected, &Counters { connect_nanoseconds: took, ..count::ATTEMPT });
     change_load(socket, 1);
 }
 
@@ -85,7 +82,7 @@ fn closed(ctx: &SockOpsContext) {
         socket.backend = 0;
     }
     if socket.flags & Socket::OPEN == 0 {
-        count::outcome(socket, Outcome::Failed, |counters| counters.attempts += 1);
+        count::outcome(socket, Outcome::Failed, &count::ATTEMPT);
         return;
     }
     socket.flags &= !Socket::OPEN;
@@ -99,13 +96,16 @@ fn closed(ctx: &SockOpsContext) {
         )
     };
     let (fin_sent, fin_received) = fins(ctx.arg(0), received > socket.received_at_fin);
-    count::outcome(socket, Outcome::Connected, |counters| {
-        counters.closed += 1;
+    let counted = Counters {
+        attempts: 0,
+        closed: 1,
         // The kernel counts SYN and FIN as a byte each.
-        counters.bytes_sent += sent.saturating_sub(1 + fin_sent);
-        counters.bytes_received += received.saturating_sub(fin_received);
-        counters.retransmits += u64::from(retransmits);
-    });
+        bytes_sent: sent.saturating_sub(1 + fin_sent),
+        bytes_received: received.saturating_sub(fin_received),
+        retransmits: u64::from(retransmits),
+        connect_nanoseconds: 0,
+    };
+    count::outcome(socket, Outcome::Connected, &counted);
     change_load(socket, u64::MAX);
 }
 

@@ -89,8 +89,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
     if moved {
         count::reason(Reason::FlowMoved);
     }
-    let workload = socket::of(ctx).map_or(0, |socket| socket.workload);
-    match balance::choose(ctx, &key, workload) {
+    match balance::choose(ctx, &key) {
         Ok(choice) => {
             keep(ctx, &flow, &dialled, &choice);
             family.write(ctx, &choice.endpoint);
@@ -115,7 +114,7 @@ fn keep(ctx: &SockAddrContext, flow: &FlowKey, dialled: &Endpoint, choice: &Choi
         backend: choice.backend,
         ..CounterKey::default()
     };
-    count::key(&connected, |counters| counters.attempts += 1);
+    count::key(&connected, &count::ATTEMPT);
     if socket.dialled.is_some() && !socket.dialled.same(dialled) {
         return remember(flow, dialled, choice);
     }

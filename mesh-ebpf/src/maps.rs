@@ -40,18 +40,15 @@ pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counters> =
 #[map]
 pub(crate) static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 
-/// Declared by hand, since aya-ebpf's `SkStorage` cannot be cloned to accepted sockets.
+/// Declared by hand, since aya-ebpf's `SkStorage` takes no socket of `sock_create` and sockops.
 #[repr(C)]
 pub(crate) struct SocketStorage {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
     value: *const Socket,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; CLONED],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
 }
-
-/// `BPF_F_NO_PREALLOC | BPF_F_CLONE`.
-const CLONED: usize = 0x201;
 
 // SAFETY: the pointers only carry types in BTF; nothing follows them.
 unsafe impl Sync for SocketStorage {}

@@ -19,7 +19,7 @@ pub(crate) fn counted(ctx: &SockAddrContext, miss: Miss) -> Reason {
             outcome: Outcome::Refused as u32,
             ..CounterKey::default()
         };
-        count::key(&key, |counters| counters.attempts += 1);
+        count::key(&key, &count::ATTEMPT);
     }
     miss.reason()
 }

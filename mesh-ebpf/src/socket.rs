@@ -29,34 +29,37 @@ pub(crate) fn of(ctx: &SockAddrContext) -> Option<&'static mut Socket> {
     get(socket_of(ctx))
 }
 
-/// The record of the socket of a `sock_addr` hook, made now if need be: a socket that is older than the agent, or one of a
-/// process that is no workload but talks to a service.
+/// The record of the socket of a `sock_addr` hook, made now if need be.
 #[inline(always)]
 pub(crate) fn of_or_new(ctx: &SockAddrContext) -> Option<&'static mut Socket> {
-    if let Some(socket) = of(ctx) {
-        return Some(socket);
+    let Some(socket) = storage(socket_of(ctx), BPF_SK_STORAGE_GET_F_CREATE.into()) else {
+        count::reason(Reason::NoSocketStorage);
+        return None;
+    };
+    if socket.workload == 0 {
+        match current_workload() {
+            Some(workload) => socket.workload = workload.0,
+            None => count::reason(Reason::NotWorkload),
+        }
     }
-    let socket = storage(socket_of(ctx), BPF_SK_STORAGE_GET_F_CREATE.into());
-    match socket {
-        Some(socket) => {
-            if let Some(workload) = current_workload() {
-                socket.workload = workload.0;
-            }
-            Some(socket)
-        }
-        None => {
-            count::reason(Reason::NoSocketStorage);
-            None
-        }
+    Some(socket)
+}
+
+/// The workload of the socket of a `sock_addr` hook: as recorded, else that of the current process; 0: none.
+#[inline(always)]
+pub(crate) fn workload(ctx: &SockAddrContext) -> u64 {
+    match of(ctx) {
+        Some(socket) => socket.workload,
+        None => current_workload().map_or(0, |workload| workload.0),
     }
 }
 
-/// Notes the workload of a socket that is being created.
+/// Notes the workload of a socket that is being created. Returns whether it could.
 #[inline(always)]
-pub(crate) fn create(sk: *mut c_void, workload: WorkloadIdentity) -> Result<(), Reason> {
-    let socket = storage(sk, BPF_SK_STORAGE_GET_F_CREATE.into()).ok_or(Reason::NoSocketStorage)?;
+pub(crate) fn create(sk: *mut c_void, workload: WorkloadIdentity) -> bool {
+    let Some(socket) = storage(sk, BPF_SK_STORAGE_GET_F_CREATE.into()) else { return false };
     socket.workload = workload.0;
-    Ok(())
+    true
 }
 
 /// The workload of the current process: that of the innermost cgroup which is one.

@@ -56,7 +56,12 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs with output on the terminal and hands each line of standard output to `seen`. Returns whether it succeeded.
-pub(crate) fn watch(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<bool> {
+pub(crate) fn watch(command: &mut Command, seen: impl FnMut(&str)) -> Result<bool> {
+    watch_as("", command, seen)
+}
+
+/// As [`watch`], with each line after `prefix` on the terminal: for several commands at once.
+pub(crate) fn watch_as(prefix: &str, command: &mut Command, mut seen: impl FnMut(&str)) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -67,7 +72,7 @@ pub(crate) fn watch(command: &mut Command, mut seen: impl FnMut(&str)) -> Result
         let text = String::from_utf8_lossy(&text);
         let text = text.trim_end_matches('\r');
         // A closed terminal must not end the run before its verdict.
-        drop(writeln!(std::io::stdout(), "{text}"));
+        drop(writeln!(std::io::stdout(), "{prefix}{text}"));
         seen(text);
     }
     Ok(child.wait().context("cannot wait for the child")?.success())

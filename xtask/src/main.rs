@@ -8,6 +8,7 @@ mod command;
 mod debian;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod paths;
 mod systemd;
 mod test;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Args),
     /// Run each hook's kernel test on Debian's kernels under qemu.
     Vmtest(vm::Args),
+    /// Feed each parser what nobody would send.
+    Fuzz(fuzz::Args),
     /// Measure: `cargo xtask bench l4`.
     Bench(bench::Args),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(args),
         Task::Test(args) => test::run(&args),
         Task::Vmtest(args) => vm::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(args),
     };
     match done {

@@ -11,7 +11,7 @@ use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
 use crate::identity::Announced;
-use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Versioned, Workload};
+use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
 /// See the module.
@@ -82,8 +82,8 @@ impl Owner {
     }
 
     /// Takes what was saved. What the kernel holds already is newer or the same, and stays until the control plane speaks.
-    pub(super) fn restore(&mut self, saved: Vec<Versioned>, now: Instant) {
-        let changed = self.snapshot.apply(Delta { updated: saved, removed: Vec::new() });
+    pub(super) fn restore(&mut self, saved: Held, now: Instant) {
+        let changed = self.snapshot.restore(saved);
         self.source = Source::Disk;
         self.enroll_changed(&changed);
         self.look_around(&changed);
@@ -109,7 +109,7 @@ impl Owner {
         now: Instant,
     ) -> Vec<Rejected> {
         for name in delta.updated.iter().map(|update| &update.name).chain(&delta.removed) {
-            self.rejected.remove(&**name);
+            self.rejected.remove(name);
         }
         for Rejected { name, reason } in rejected {
             warn!(resource = name, reason, "refused a resource");
@@ -228,12 +228,13 @@ impl Owner {
 
     fn enroll_changed(&mut self, changed: &Changed) -> Vec<Rejected> {
         let mut refused = Vec::new();
-        for uid in &changed.workloads {
-            let workload = self.snapshot.workload(uid).cloned();
-            self.identities.workload(uid, workload.as_deref(), Instant::now());
-            for change in self.enrollment.workload(uid, workload.as_deref()) {
+        for workload in &changed.workloads {
+            let uid = workload.uid();
+            let now = self.snapshot.workload(&uid).cloned();
+            self.identities.workload(&uid, now.as_deref(), Instant::now());
+            for change in self.enrollment.workload(&uid, now.as_deref()) {
                 if let Some(reason) = self.enroll(change) {
-                    refused.push(Rejected { name: uid.to_string(), reason });
+                    refused.push(Rejected { name: uid.clone(), reason });
                 }
             }
         }
@@ -257,10 +258,10 @@ impl Owner {
     /// Learns where this node stands from the workloads that run here; whether that has changed.
     fn look_around(&mut self, changed: &Changed) -> bool {
         // Pods stand where their node stands; other workloads may say anything of themselves.
-        let mut here = changed.workloads.iter().filter_map(|uid| self.snapshot.workload(uid));
+        let mut here = changed.workloads.iter().filter(|workload| self.snapshot.holds(workload));
         let at_home = |workload: &&Arc<Workload>| {
             workload.node == self.vantage.node
-                && workload.uid.contains("//Pod/")
+                && workload.account().prefix.contains("//Pod/")
                 && !(workload.locality.region.is_empty() && workload.locality.zone.is_empty())
         };
         let Some(neighbour) = here.rfind(at_home) else {

@@ -115,7 +115,7 @@ fn services(owner: &Owner) -> Vec<view::Service> {
         .into_iter()
         .map(|(key, port)| {
             let named = known.get(&key);
-            let names: HashMap<u32, &Arc<str>> = named
+            let names: HashMap<u32, &Arc<Workload>> = named
                 .map(|port| {
                     port.backends.iter().filter_map(|b| Some((b.number, b.workload.as_ref()?))).collect()
                 })
@@ -128,7 +128,7 @@ fn services(owner: &Owner) -> Vec<view::Service> {
                 address: unmap(&backend.endpoint).to_string(),
                 port: backend.endpoint.port(),
                 weight: weights.get(&backend.number).copied().unwrap_or(backend.weight),
-                workload: names.get(&backend.number).map(|name| name.to_string()).unwrap_or_default(),
+                workload: names.get(&backend.number).map(|workload| workload.uid()).unwrap_or_default(),
                 open_connections: maps.open_connections(backend.number).unwrap_or_default(),
             };
             view::Service {
@@ -179,9 +179,9 @@ fn workloads(owner: &Owner) -> Vec<view::Workload> {
             let known = owner.snapshot.workload(&enrolled.uid);
             view::Workload {
                 identity: format!("{:016x}", identity_of(&enrolled.uid).0),
-                namespace: known.map(|w| w.account.namespace.to_string()).unwrap_or_default(),
-                name: known.map(|w| w.name().to_owned()).unwrap_or_default(),
-                service_account: known.map(|w| w.account.service_account.to_string()).unwrap_or_default(),
+                namespace: known.map(|w| w.account().namespace.to_string()).unwrap_or_default(),
+                name: known.map(|w| w.name.to_string()).unwrap_or_default(),
+                service_account: known.map(|w| w.account().service_account.to_string()).unwrap_or_default(),
                 uid: enrolled.uid.to_string(),
                 cgroups: enrolled.cgroups.into_iter().map(cgroup).collect(),
             }
@@ -195,10 +195,10 @@ fn workloads(owner: &Owner) -> Vec<view::Workload> {
 struct Named {
     outcome: Outcome,
     tcp: bool,
-    source: Option<Arc<str>>,
+    source: Option<String>,
     service: Option<Arc<str>>,
     endpoint: Option<String>,
-    workload: Option<Arc<str>>,
+    workload: Option<String>,
     counters: Counters,
 }
 
@@ -226,13 +226,13 @@ fn named(owner: &mut Owner) -> Vec<Named> {
         let backend = backends.get(&key.backend).copied().or(former.map(|former| &former.backend));
         Some(Named {
             outcome: Outcome::from_number(key.outcome)?,
-            source: owner.datapath.workload(key.source).cloned(),
+            source: owner.datapath.workload(key.source).map(|uid| uid.to_string()),
             tcp: service.is_none_or(|(_, key)| key.protocol() == Some(Protocol::Tcp)),
             service: service
                 .map(|(service, _)| Arc::clone(service))
                 .or(former.and_then(|f| f.service.clone())),
             endpoint: backend.map(|backend| show_endpoint(&backend.endpoint)),
-            workload: backend.and_then(|backend| backend.workload.clone()),
+            workload: backend.and_then(|backend| backend.workload.as_ref()).map(|workload| workload.uid()),
             counters,
         })
     };
@@ -245,7 +245,7 @@ fn stats(owner: &mut Owner) -> view::Stats {
     let mut rows: BTreeMap<[String; 4], Counters> = BTreeMap::new();
     for named in self::named(owner) {
         let row = [
-            dash(named.source.map(|uid| uid.to_string())),
+            dash(named.source),
             dash(named.service.map(|service| service.to_string())),
             dash(named.endpoint),
             named.outcome.name().to_owned(),
@@ -284,10 +284,10 @@ fn reasons(owner: &Owner) -> Vec<(String, u64)> {
 fn metrics(owner: &mut Owner, context: &Context) -> View {
     let counted = self::named(owner);
     let owner = &*owner;
-    let peer = |uid: Option<&Arc<str>>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
+    let peer = |uid: Option<&str>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
         Some(workload) => Peer {
-            workload: workload.name().to_owned(),
-            namespace: workload.account.namespace.to_string(),
+            workload: workload.name.to_string(),
+            namespace: workload.account().namespace.to_string(),
             principal: principal(workload),
         },
         // It has gone; its uid still says who it was.
@@ -306,11 +306,11 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
             named.service.as_deref().and_then(|service| service.split_once('/')).unwrap_or_default();
         let established = named.outcome == Outcome::Connected;
         Connections {
-            source: peer(named.source.as_ref()),
+            source: peer(named.source.as_deref()),
             service: hostname.to_owned(),
             service_name: hostname.split('.').next().unwrap_or_default().to_owned(),
             service_namespace: namespace.to_owned(),
-            destination: peer(named.workload.as_ref()),
+            destination: peer(named.workload.as_deref()),
             // As Envoy says: upstream connection failure, no healthy upstream.
             response_flags: match named.outcome {
                 Outcome::Connected => String::new(),

@@ -21,13 +21,13 @@ pub struct Contents<'a> {
 pub type Lookup<'a, V> = Box<dyn Fn(u32) -> Option<V> + 'a>;
 
 /// The service ports that can be read, and the keys that lead nowhere.
-pub fn adopt(contents: &Contents<'_>) -> (HashMap<ServiceKey, Port>, HashSet<ServiceKey>) {
+pub fn adopt(contents: &Contents<'_>) -> (HashMap<ServiceKey, Box<Port>>, HashSet<ServiceKey>) {
     let mut ports = HashMap::with_capacity(contents.services.len());
     let mut broken = HashSet::new();
     for (key, pointer) in &contents.services {
         match port(contents, key, *pointer) {
             Some(port) => {
-                ports.insert(*key, port);
+                ports.insert(*key, Box::new(port));
             }
             None => {
                 broken.insert(*key);
@@ -44,21 +44,26 @@ fn port(contents: &Contents<'_>, key: &ServiceKey, pointer: Pointer) -> Option<P
         return None;
     }
     let algorithm = Algorithm::from_number(header.algorithm);
-    let mut tree = Tree { root: pointer.page(), ..Tree::default() };
+    let mut bottom = Vec::new();
+    let mut middle = Vec::new();
+    let entries = slots(&root)?;
     match u32::from(header.depth) {
-        1 => tree.leaves.push(Leaf { page: pointer.page(), slots: slots(&root)? }),
-        2 => tree.leaves = leaves(&contents.page, &slots(&root)?)?,
+        1 => {}
+        2 => bottom = leaves(&contents.page, &entries)?,
         MAX_DEPTH => {
-            for (page, _) in &*slots(&root)? {
+            for (page, _) in &*entries {
                 let children = slots(&(contents.page)(*page)?)?;
-                tree.leaves.extend(leaves(&contents.page, &children)?);
-                tree.middle.push(Middle { page: *page, children });
+                bottom.extend(leaves(&contents.page, &children)?);
+                middle.push(Middle { page: *page, children });
             }
         }
         _ => return None,
     }
+    let tree = Tree { root: pointer.page(), leaves: bottom.into(), middle: middle.into() };
     let mut backends: HashMap<u32, Known> = HashMap::new();
-    for (number, weight) in tree.leaves.iter().flat_map(|leaf| &*leaf.slots) {
+    let bottom = tree.leaves.iter().flat_map(|leaf| &*leaf.slots);
+    let only = if header.depth == 1 { &*entries } else { &[] };
+    for (number, weight) in bottom.chain(only) {
         let slot = (contents.backend)(*number).filter(|slot| slot.service == header.service)?;
         // A Maglev table does not hold the weights; they are known again with the first snapshot.
         backends.entry(*number).or_insert(Known {
@@ -77,7 +82,7 @@ fn port(contents: &Contents<'_>, key: &ServiceKey, pointer: Pointer) -> Option<P
         affinity_seconds: header.affinity_seconds,
         generation: header.generation,
         tree,
-        backends,
+        backends: backends.into(),
     })
 }
 

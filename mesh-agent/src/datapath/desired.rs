@@ -44,7 +44,7 @@ pub struct Candidate {
     /// Share of the connections; never 0.
     pub weight: u32,
     /// Whose it is.
-    pub workload: Arc<str>,
+    pub workload: Arc<Workload>,
 }
 
 /// The frontends of `service`.
@@ -55,14 +55,12 @@ pub fn frontends<'a>(
 ) -> Vec<Frontend> {
     let serving = serving(service, members, vantage);
     let mut frontends = Vec::with_capacity(service.addresses.len() * service.ports.len());
-    for address in &service.addresses {
+    for address in service.addresses.iter() {
         for port in &service.ports {
             frontends.push(Frontend {
                 key: key(*address, port),
                 algorithm: algorithm(service.algorithm),
-                affinity_seconds: service
-                    .affinity
-                    .map_or(0, |time| time.as_secs().try_into().unwrap_or(u32::MAX)),
+                affinity_seconds: service.affinity_seconds,
                 backends: backends(*address, port, &serving),
             });
         }
@@ -129,7 +127,7 @@ fn backends(
             unique.entry((address, target)).or_insert_with(|| Candidate {
                 endpoint: Endpoint::new(address, target),
                 weight: workload.weight,
-                workload: Arc::clone(&workload.uid),
+                workload: Arc::clone(workload),
             });
         }
     }

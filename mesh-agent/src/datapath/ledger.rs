@@ -6,7 +6,7 @@
 
 mod plan;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use super::desired::Frontend;
 use super::pool::Pool;
 use super::tree::Tree;
 use crate::config::MapSizes;
+use crate::snapshot::Workload;
 
 /// A service port in the kernel.
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ pub struct Port {
     /// Its pages.
     pub tree: Tree,
     /// Its backends.
-    pub backends: Vec<Known>,
+    pub backends: Box<[Known]>,
 }
 
 /// A backend in the kernel.
@@ -48,7 +49,7 @@ pub struct Known {
     /// Its weight.
     pub weight: u32,
     /// Whose it is; none until a snapshot names it.
-    pub workload: Option<Arc<str>>,
+    pub workload: Option<Arc<Workload>>,
 }
 
 /// A backend that was in the kernel.
@@ -66,8 +67,10 @@ pub struct Former {
 #[derive(Debug)]
 pub struct Ledger {
     sizes: MapSizes,
-    ports: HashMap<ServiceKey, Port>,
-    owned: HashMap<Arc<str>, Vec<ServiceKey>>,
+    /// In boxes, since a table has room for more than it holds.
+    ports: HashMap<ServiceKey, Box<Port>>,
+    /// The same by owner.
+    owned: BTreeSet<(Arc<str>, ServiceKey)>,
     /// Keys in the kernel whose tree could not be read.
     broken: HashSet<ServiceKey>,
     numbers: Pool,
@@ -89,7 +92,7 @@ impl Ledger {
     /// What was found in the kernel; see [`super::adopt`].
     pub fn new(
         sizes: MapSizes,
-        ports: HashMap<ServiceKey, Port>,
+        ports: HashMap<ServiceKey, Box<Port>>,
         broken: HashSet<ServiceKey>,
         slots: &[Backend],
         first_incarnation: u32,
@@ -114,7 +117,7 @@ impl Ledger {
             incarnations: slots[..last].iter().map(|slot| slot.incarnation).collect(),
             generation: ports.values().map(|port| port.generation).max().unwrap_or(0),
             entries: ports.len() + broken.len(),
-            owned: HashMap::new(),
+            owned: BTreeSet::new(),
             leaving,
             first_incarnation,
             former: HashMap::new(),
@@ -126,23 +129,14 @@ impl Ledger {
     }
 
     /// The service ports.
-    pub fn ports(&self) -> &HashMap<ServiceKey, Port> {
+    pub fn ports(&self) -> &HashMap<ServiceKey, Box<Port>> {
         &self.ports
     }
 
     /// Takes a key from its service without a change in the kernel: another service may claim it, or it is removed.
     pub fn disown(&mut self, key: &ServiceKey) {
         let Some(owner) = self.ports.get_mut(key).and_then(|port| port.owner.take()) else { return };
-        self.forget_owned(&owner, key);
-    }
-
-    fn forget_owned(&mut self, owner: &Arc<str>, key: &ServiceKey) {
-        if let Some(keys) = self.owned.get_mut(owner) {
-            keys.retain(|owned| owned != key);
-            if keys.is_empty() {
-                self.owned.remove(owner);
-            }
-        }
+        self.owned.remove(&(owner, *key));
     }
 
     /// Who had a free slot last.
@@ -166,8 +160,9 @@ impl Ledger {
     }
 
     /// Keys that belong to `service`.
-    pub fn owned(&self, service: &str) -> &[ServiceKey] {
-        self.owned.get(service).map_or(&[], Vec::as_slice)
+    pub fn owned(&self, service: &Arc<str>) -> Vec<ServiceKey> {
+        let from = (Arc::clone(service), ServiceKey::default());
+        self.owned.range(from..).take_while(|(owner, _)| owner == service).map(|(_, key)| *key).collect()
     }
 
     /// Keys that belong to no service of the snapshot, and those that lead nowhere.
@@ -177,8 +172,8 @@ impl Ledger {
     }
 
     /// Services that own something.
-    pub fn owners(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.owned.keys()
+    pub fn owners(&self) -> BTreeSet<&Arc<str>> {
+        self.owned.iter().map(|(owner, _)| owner).collect()
     }
 
     /// Whether the kernel held something else under this key when the agent started, and nobody has claimed it since.
@@ -237,12 +232,9 @@ impl Ledger {
             Some(port) => {
                 self.generation = self.generation.max(port.generation);
                 if let Some(owner) = &port.owner {
-                    let keys = self.owned.entry(Arc::clone(owner)).or_default();
-                    if !keys.contains(&change.key) {
-                        keys.push(change.key);
-                    }
+                    self.owned.insert((Arc::clone(owner), change.key));
                 }
-                let old = self.ports.insert(change.key, port);
+                let old = self.ports.insert(change.key, Box::new(port));
                 self.entries += usize::from(old.is_none() && !was_broken);
                 return;
             }
@@ -250,7 +242,7 @@ impl Ledger {
         };
         self.entries -= usize::from(old.is_some() || was_broken);
         if let Some(owner) = old.and_then(|old| old.owner) {
-            self.forget_owned(&owner, &change.key);
+            self.owned.remove(&(owner, change.key));
         }
     }
 

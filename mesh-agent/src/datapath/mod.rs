@@ -150,7 +150,7 @@ impl Datapath {
         }
         let wanted: HashSet<&ServiceKey> = frontends.iter().map(|frontend| &frontend.key).collect();
         let unwanted: Vec<_> =
-            self.ledger.owned(service).iter().filter(|key| !wanted.contains(key)).copied().collect();
+            self.ledger.owned(service).into_iter().filter(|key| !wanted.contains(key)).collect();
         for key in unwanted {
             self.ledger.disown(&key);
             self.orphans.insert(key);
@@ -185,9 +185,10 @@ impl Datapath {
 
     /// Takes out everything that belongs to no service of the snapshot, once that is whole.
     pub fn retain(&mut self, known: impl Fn(&str) -> bool, now: Instant) {
-        let strangers: Vec<Arc<str>> = self.ledger.owners().filter(|owner| !known(owner)).cloned().collect();
+        let strangers: Vec<Arc<str>> =
+            self.ledger.owners().into_iter().filter(|owner| !known(owner)).cloned().collect();
         for service in strangers {
-            for key in self.ledger.owned(&service).to_vec() {
+            for key in self.ledger.owned(&service) {
                 self.ledger.disown(&key);
             }
             self.refused.remove(&service);

@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+
+use super::sys;
 
 /// The folders under a pin path.
 #[derive(Debug, Clone)]
@@ -49,12 +52,16 @@ pub fn idle(pin_path: &Path) -> io::Result<Option<fs::File>> {
     }
 }
 
-/// Removes links first, so that no program runs on maps that go; says what it removed. What is not there is no error.
+/// Removes links first, so that no program runs on maps that go; says what it removed. When it returns, no program is in
+/// force. What is not there is no error.
 pub fn remove(pin_path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     for folder in ["links", "maps"] {
         let folder = pin_path.join(folder);
         for entry in entries(&folder)? {
+            if folder.ends_with("links") {
+                sys::detach(sys::object(&entry)?.as_fd())?;
+            }
             fs::remove_file(&entry)?;
             removed.push(entry);
         }

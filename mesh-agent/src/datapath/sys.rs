@@ -1,4 +1,4 @@
-//! The calls of bpf(2) that aya does not offer: replacing the program of a pinned link, and copying maps whose types are not
+//! The calls of bpf(2) that aya does not offer: replacing the program of a pinned link, ending a link, and copying maps whose types are not
 //! known at compile time.
 #![expect(unsafe_code, reason = "system calls")]
 
@@ -14,6 +14,7 @@ const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 #[repr(C)]
 struct ObjGet {
@@ -43,6 +44,11 @@ struct LinkUpdate {
 pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = LinkUpdate { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     call(BPF_LINK_UPDATE, &attr).map(|_| ())
+}
+
+/// Takes the link's program out of force before this returns; unpinning alone leaves it there for a moment. Since Linux 5.9.
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    call(BPF_LINK_DETACH, &raw(link)).map(|_| ())
 }
 
 /// The head of `struct bpf_link_info`, for cgroup links.

@@ -13,10 +13,11 @@ pub type Slot = (u32, u32);
 pub struct Tree {
     /// Root page.
     pub root: u32,
-    /// Leaves in order. The only leaf of a small service is the root itself.
-    pub leaves: Vec<Leaf>,
+    /// Leaves in order; none when the root is the only page. That is written anew with every change, so that nothing of it
+    /// has to be known.
+    pub leaves: Box<[Leaf]>,
     /// Pages between root and leaves, in order; none when the root can name all leaves.
-    pub middle: Vec<Middle>,
+    pub middle: Box<[Middle]>,
 }
 
 /// A leaf and what it holds.
@@ -49,13 +50,8 @@ pub struct Growth {
 impl Tree {
     /// All pages.
     pub fn pages(&self) -> impl Iterator<Item = u32> + '_ {
-        let leaves = self.leaves.iter().map(|leaf| leaf.page).filter(|page| *page != self.root);
+        let leaves = self.leaves.iter().map(|leaf| leaf.page);
         leaves.chain(self.middle.iter().map(|middle| middle.page)).chain([self.root])
-    }
-
-    /// Sum of all weights.
-    pub fn total(&self) -> u32 {
-        self.leaves.iter().map(|leaf| weight(&leaf.slots)).sum()
     }
 
     /// Leaves that hold `slots` in place of what this tree holds: entries that stay keep their leaf, new ones fill gaps.
@@ -100,17 +96,17 @@ impl Tree {
     ) -> Option<(Self, Growth)> {
         let mut growth = Growth::default();
         let root = allocate()?;
-        let mut tree = Self { root, leaves: Vec::with_capacity(leaves.len()), middle: Vec::new() };
         if leaves.len() <= 1 {
-            let slots: Box<[Slot]> = leaves.into_iter().next().unwrap_or_default().into();
+            let slots = leaves.into_iter().next().unwrap_or_default();
             let total = weight(&slots);
             growth.writes.push((root, page(Header { depth: 1, total, ..header }, &slots)));
-            tree.leaves.push(Leaf { page: root, slots });
             growth.released.extend(self.pages());
-            return Some((tree, growth));
+            return Some((Self { root, ..Self::default() }, growth));
         }
+        let mut bottom = Vec::with_capacity(leaves.len());
+        let mut middle = Vec::new();
         for (at, slots) in leaves.into_iter().enumerate() {
-            let same = self.leaves.get(at).filter(|old| old.page != self.root && *old.slots == *slots);
+            let same = self.leaves.get(at).filter(|old| *old.slots == *slots);
             let number = match same {
                 Some(old) => old.page,
                 None => {
@@ -119,9 +115,9 @@ impl Tree {
                     number
                 }
             };
-            tree.leaves.push(Leaf { page: number, slots: slots.into() });
+            bottom.push(Leaf { page: number, slots: slots.into() });
         }
-        let children: Vec<Slot> = tree.leaves.iter().map(|leaf| (leaf.page, weight(&leaf.slots))).collect();
+        let children: Vec<Slot> = bottom.iter().map(|leaf| (leaf.page, weight(&leaf.slots))).collect();
         let total = weight(&children);
         if children.len() <= ENTRIES {
             growth.writes.push((root, page(Header { depth: 2, total, ..header }, &children)));
@@ -139,13 +135,14 @@ impl Tree {
                     }
                 };
                 top.push((number, weight(children)));
-                tree.middle.push(Middle { page: number, children: children.into() });
+                middle.push(Middle { page: number, children: children.into() });
             }
             if top.len() > ENTRIES {
                 return None;
             }
             growth.writes.push((root, page(Header { depth: 3, total, ..header }, &top)));
         }
+        let tree = Self { root, leaves: bottom.into(), middle: middle.into() };
         let kept: std::collections::HashSet<u32> = tree.pages().collect();
         growth.released.extend(self.pages().filter(|page| !kept.contains(page)));
         Some((tree, growth))

@@ -31,7 +31,7 @@ pub type Wanted = Arc<BTreeSet<SpiffeId>>;
 #[derive(Debug)]
 pub struct Announced {
     node: Box<str>,
-    by_workload: BTreeMap<Arc<str>, SpiffeId>,
+    by_workload: BTreeMap<Box<str>, SpiffeId>,
     /// How many workloads have it, and since when it is wanted.
     identities: BTreeMap<SpiffeId, (usize, Instant)>,
     changed: bool,
@@ -63,7 +63,7 @@ impl Announced {
     }
 
     /// Takes in a workload as it is now; `None` when it is gone.
-    pub fn workload(&mut self, uid: &Arc<str>, workload: Option<&Workload>, now: Instant) {
+    pub fn workload(&mut self, uid: &str, workload: Option<&Workload>, now: Instant) {
         let identity = workload.filter(|w| *w.node == *self.node).map(spiffe_of);
         let identity = identity.transpose().unwrap_or_else(|error| {
             warn!(workload = %uid, %error, "it can have no certificate");
@@ -76,7 +76,7 @@ impl Announced {
             self.identities.entry(new.clone()).or_insert((0, now)).0 += 1;
         }
         let old = match identity {
-            Some(new) => self.by_workload.insert(Arc::clone(uid), new),
+            Some(new) => self.by_workload.insert(uid.into(), new),
             None => self.by_workload.remove(uid),
         };
         if let Some(old) = old
@@ -131,7 +131,7 @@ pub fn spiffe_of(workload: &Workload) -> Result<SpiffeId, InvalidSpiffeId> {
     let or = |text: &'_ Arc<str>, default: &'static str| -> Arc<str> {
         if text.is_empty() { default.into() } else { Arc::clone(text) }
     };
-    let account = &workload.account;
+    let account = workload.account();
     let trust_domain = or(&account.trust_domain, TRUST_DOMAIN);
     SpiffeId::new(&trust_domain, &account.namespace, &or(&account.service_account, SERVICE_ACCOUNT))
 }

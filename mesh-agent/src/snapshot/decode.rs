@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_common::api::envoy::service::discovery::v3 as xds;
 use mesh_common::api::istio::workload as wire;
@@ -16,8 +15,8 @@ use prost::Message;
 
 use super::intern::Interner;
 use super::model::{
-    Account, Algorithm, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource, Scope,
-    Service, ServicePort, Versioned, Workload,
+    Account, Algorithm, Kin, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource,
+    Scope, Service, ServicePort, Versioned, Workload, split_uid,
 };
 
 /// Longest name of a resource, service or node: bounds what a faulty control plane can make the agent keep.
@@ -33,16 +32,27 @@ pub fn decode(
     let mut good = Vec::new();
     let mut bad = Vec::new();
     for resource in resources {
-        match decode_one(&resource, interner) {
+        match decode_one(resource, interner) {
             Ok(versioned) => good.push(versioned),
-            Err(reason) => bad.push(Rejected { name: printable(&resource.name), reason }),
+            Err(rejected) => bad.push(rejected),
         }
     }
     (good, bad)
 }
 
 /// Decodes one resource, or says what is wrong with it.
-pub fn decode_one(resource: &xds::Resource, interner: &mut Interner) -> Result<Versioned, String> {
+pub fn decode_one(resource: xds::Resource, interner: &mut Interner) -> Result<Versioned, Rejected> {
+    match content(&resource, interner) {
+        Ok(decoded) => Ok(Versioned {
+            name: resource.name,
+            version: resource.version.as_str().into(),
+            resource: decoded,
+        }),
+        Err(reason) => Err(Rejected { name: printable(&resource.name), reason }),
+    }
+}
+
+fn content(resource: &xds::Resource, interner: &mut Interner) -> Result<Resource, String> {
     let any = resource.resource.as_ref().ok_or("resource: missing")?;
     if any.type_url != ADDRESS_TYPE {
         return Err(format!("resource.type_url: {:?}, wanted {ADDRESS_TYPE}", printable(&any.type_url)));
@@ -52,22 +62,25 @@ pub fn decode_one(resource: &xds::Resource, interner: &mut Interner) -> Result<V
     let (name, decoded) = match address.r#type.ok_or("type: neither a workload nor a service")? {
         wire::address::Type::Service(message) => {
             let service = service(message, interner)?;
-            (Arc::clone(&service.key), Resource::Service(Arc::new(service)))
+            (service.key.to_string(), Resource::Service(Arc::new(service)))
         }
         wire::address::Type::Workload(message) => {
             let workload = workload(message, interner)?;
-            (Arc::clone(&workload.uid), Resource::Workload(Arc::new(workload)))
+            (workload.uid(), Resource::Workload(Arc::new(workload)))
         }
     };
-    if *name != *resource.name {
+    if name != resource.name {
         return Err(format!("name: the resource is {:?} by its content", printable(&name)));
     }
-    Ok(Versioned { name, version: resource.version.as_str().into(), resource: decoded })
+    Ok(decoded)
 }
 
 fn service(message: wire::Service, interner: &mut Interner) -> Result<Service, String> {
     let hostname = required("service.hostname", &message.hostname)?;
     let namespace = required("service.namespace", &message.namespace)?;
+    if namespace.contains('/') {
+        return Err("service.namespace: holds a slash".to_owned());
+    }
     let extension: ext::ServiceExtension =
         extension(&message.extensions, SERVICE_EXTENSION, SERVICE_EXTENSION_TYPE)?.unwrap_or_default();
     let balancing = message.load_balancing.unwrap_or_default();
@@ -91,13 +104,10 @@ fn service(message: wire::Service, interner: &mut Interner) -> Result<Service, S
     service_ports("mesh.dev/service.udp_ports", Protocol::Udp, &extension.udp_ports, &mut ports)?;
     Ok(Service {
         key: interner.string(&format!("{namespace}/{hostname}")),
-        namespace: interner.string(namespace),
-        hostname: interner.string(hostname),
         addresses: addresses.into(),
         ports: ports.into(),
         algorithm: algorithm(extension.algorithm)?,
-        affinity: (extension.affinity_timeout_seconds > 0)
-            .then(|| Duration::from_secs(extension.affinity_timeout_seconds.into())),
+        affinity_seconds: extension.affinity_timeout_seconds,
         preference,
         mode: match mode {
             wire_lb::Mode::UnspecifiedMode | wire_lb::Mode::Passthrough => Mode::Any,
@@ -170,16 +180,18 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,
         cgroup: kept("mesh.dev/workload.cgroup", &extension.cgroup)?,
     };
+    let (prefix, name) = split_uid(uid);
     let account = Account {
+        prefix: interner.string(prefix),
         namespace: interner.string(&message.namespace),
         service_account: interner.string(&message.service_account),
         trust_domain: interner.string(&message.trust_domain),
     };
+    let kin = Kin { account: interner.account(account), memberships: memberships.into() };
     Ok(Workload {
-        uid: uid.into(),
-        account: interner.account(account),
+        name: name.into(),
         addresses: addresses.into(),
-        memberships: interner.memberships(memberships),
+        kin: interner.kin(kin),
         place: interner.place(place),
     })
 }

@@ -15,7 +15,6 @@ use prost::Message;
 use super::decode::decode_one;
 use super::encode::encode;
 use super::intern::Interner;
-use super::model::Versioned;
 use super::state::Held;
 
 const MAGIC: &[u8; 8] = b"MESHSNAP";
@@ -87,7 +86,7 @@ pub fn save(state_dir: &Path, node: &str, held: &Held) -> io::Result<u64> {
 }
 
 /// Loads what [`save`] wrote; `None` when nothing was saved.
-pub fn load(state_dir: &Path, interner: &mut Interner) -> Result<Option<Vec<Versioned>>, LoadError> {
+pub fn load(state_dir: &Path, interner: &mut Interner) -> Result<Option<Held>, LoadError> {
     let path = path(state_dir);
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -147,7 +146,7 @@ impl From<io::Error> for Bad {
     }
 }
 
-fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Vec<Versioned>, Bad> {
+fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, Bad> {
     if &array::<8>(input)? != MAGIC {
         return Err(Bad::Content("it does not begin as a snapshot".to_owned()));
     }
@@ -168,9 +167,9 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Vec<Ve
         }
         // The checksum tells damage from a fault of ours, so a bad record waits for it.
         match xds::Resource::decode(buffer.as_slice()) {
-            Ok(resource) => match decode_one(&resource, interner) {
-                Ok(versioned) => all.push(versioned),
-                Err(reason) => wrong = wrong.or(Some(format!("{:?}: {reason}", resource.name))),
+            Ok(resource) => match decode_one(resource, interner) {
+                Ok(read) => all.push((read.resource, read.version)),
+                Err(bad) => wrong = wrong.or(Some(format!("{:?}: {}", bad.name, bad.reason))),
             },
             Err(error) => wrong = wrong.or(Some(format!("record {}: {error}", all.len()))),
         }
@@ -192,7 +191,7 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Vec<Ve
     if node != interner.node() {
         return Err(Bad::Node(node));
     }
-    Ok(all)
+    Ok(Held(all))
 }
 
 fn array<const N: usize>(input: &mut impl Read) -> io::Result<[u8; N]> {

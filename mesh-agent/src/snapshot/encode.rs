@@ -16,14 +16,14 @@ use super::model::{Algorithm, Membership, Mode, Protocol, Resource, Scope, Servi
 /// The message that decodes to `resource`.
 pub(super) fn encode(resource: &Resource, version: &Version) -> xds::Resource {
     let (name, address) = match resource {
-        Resource::Service(of) => (&of.key, wire::address::Type::Service(service(of))),
-        Resource::Workload(of) => (&of.uid, wire::address::Type::Workload(workload(of))),
+        Resource::Service(of) => (of.key.to_string(), wire::address::Type::Service(service(of))),
+        Resource::Workload(of) => (of.uid(), wire::address::Type::Workload(workload(of))),
     };
     let address = wire::Address { r#type: Some(address) };
     xds::Resource {
         version: version.to_string(),
         resource: Some(any(ADDRESS_TYPE, &address)),
-        name: name.to_string(),
+        name,
         aliases: Vec::new(),
     }
 }
@@ -39,7 +39,7 @@ fn service(of: &Service) -> wire::Service {
     };
     let extension = ext::ServiceExtension {
         algorithm: algorithm(of.algorithm).into(),
-        affinity_timeout_seconds: of.affinity.map_or(0, |d| u32::try_from(d.as_secs()).unwrap_or(u32::MAX)),
+        affinity_timeout_seconds: of.affinity_seconds,
         udp_ports: of_protocol(Protocol::Udp),
     };
     let load_balancing = wire::LoadBalancing {
@@ -57,9 +57,10 @@ fn service(of: &Service) -> wire::Service {
         }
         .into(),
     };
+    let (namespace, hostname) = of.key.split_once('/').unwrap_or_default();
     wire::Service {
-        namespace: of.namespace.to_string(),
-        hostname: of.hostname.to_string(),
+        namespace: namespace.to_owned(),
+        hostname: hostname.to_owned(),
         addresses: of
             .addresses
             .iter()
@@ -89,7 +90,7 @@ fn workload(of: &Workload) -> wire::Workload {
             .collect(),
     };
     let named = |wanted: fn(&Membership) -> bool| {
-        of.memberships.iter().filter(|m| wanted(m)).map(|m| m.service.to_string()).collect()
+        of.memberships().iter().filter(|m| wanted(m)).map(|m| m.service.to_string()).collect()
     };
     let has_udp = |m: &&Membership| m.ports.iter().any(|p| p.protocol == Protocol::Udp);
     let extension = ext::WorkloadExtension {
@@ -98,17 +99,17 @@ fn workload(of: &Workload) -> wire::Workload {
         unready_in: named(|m| m.unready),
         terminating_in: named(|m| m.terminating),
         udp_services: of
-            .memberships
+            .memberships()
             .iter()
             .filter(has_udp)
             .map(|m| (m.service.to_string(), list(m, Protocol::Udp)))
             .collect(),
     };
     wire::Workload {
-        uid: of.uid.to_string(),
-        namespace: of.account.namespace.to_string(),
-        service_account: of.account.service_account.to_string(),
-        trust_domain: of.account.trust_domain.to_string(),
+        uid: of.uid(),
+        namespace: of.account().namespace.to_string(),
+        service_account: of.account().service_account.to_string(),
+        trust_domain: of.account().trust_domain.to_string(),
         addresses: of.addresses.iter().map(|a| bytes(*a)).collect(),
         network: of.network.to_string(),
         node: of.node.to_string(),
@@ -127,7 +128,7 @@ fn workload(of: &Workload) -> wire::Workload {
         }
         .into(),
         capacity: Some(of.weight),
-        services: of.memberships.iter().map(|m| (m.service.to_string(), list(m, Protocol::Tcp))).collect(),
+        services: of.memberships().iter().map(|m| (m.service.to_string(), list(m, Protocol::Tcp))).collect(),
         extensions: vec![wire::Extension {
             name: WORKLOAD_EXTENSION.to_owned(),
             config: Some(any(WORKLOAD_EXTENSION_TYPE, &extension)),

@@ -85,7 +85,7 @@ pub fn resource(name: &str, version: &str, content: wire::address::Type) -> xds:
 
 /// Decoded; panics when refused.
 pub fn parsed(resource: &xds::Resource) -> Versioned {
-    decode_one(resource, &mut Interner::new("node-a")).unwrap()
+    decode_one(resource.clone(), &mut Interner::new("node-a")).unwrap()
 }
 
 /// Decoded workload; panics when refused.
@@ -103,7 +103,7 @@ pub fn update(resources: &[xds::Resource]) -> Delta {
 
 /// A delta that removes these.
 pub fn removal(names: &[&str]) -> Delta {
-    Delta { updated: Vec::new(), removed: names.iter().map(|n| (*n).into()).collect() }
+    Delta { updated: Vec::new(), removed: names.iter().map(|n| (*n).to_owned()).collect() }
 }
 
 fn extension(name: &str, type_url: &str, message: &impl Message) -> wire::Extension {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::model::{Account, Locality, Membership, Place};
+use super::model::{Account, Kin, Locality, Place};
 
 /// The strings and records in use, so that equal ones share their memory.
 ///
@@ -16,7 +16,7 @@ pub struct Interner {
     accounts: Pool<Account>,
     localities: Pool<Locality>,
     places: Pool<Place>,
-    memberships: Pool<[Membership]>,
+    kin: Pool<Kin>,
 }
 
 impl Interner {
@@ -46,11 +46,8 @@ impl Interner {
         self.places.get_owned(place)
     }
 
-    pub(super) fn memberships(&mut self, memberships: Vec<Membership>) -> Arc<[Membership]> {
-        match self.memberships.set.get(memberships.as_slice()) {
-            Some(known) => Arc::clone(known),
-            None => self.memberships.insert(memberships.into()),
-        }
+    pub(super) fn kin(&mut self, kin: Kin) -> Arc<Kin> {
+        self.kin.get_owned(kin)
     }
 }
 

@@ -9,13 +9,14 @@ pub mod disk;
 mod encode;
 mod intern;
 mod model;
+mod records;
 mod state;
 
 pub use decode::{decode, decode_one};
 pub use intern::Interner;
 pub use model::{
-    Account, Addresses, Algorithm, Delta, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected,
-    Resource, Scope, Service, ServicePort, Version, Versioned, Workload,
+    Account, Addresses, Algorithm, Delta, Kin, Locality, Membership, Mode, Place, PortMapping, Protocol,
+    Rejected, Resource, Scope, Service, ServicePort, Version, Versioned, Workload, split_uid,
 };
 pub use state::{Changed, Held, Snapshot};
 

@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Transport protocol of a service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,7 +76,7 @@ pub enum Mode {
 }
 
 /// Where a workload stands.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Locality {
     /// Region, or empty.
     pub region: Arc<str>,
@@ -101,20 +100,16 @@ pub struct ServicePort {
 /// A service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
-    /// `namespace/hostname`, its resource name.
+    /// `namespace/hostname`, its resource name; the namespace has no slash.
     pub key: Arc<str>,
-    /// Namespace.
-    pub namespace: Arc<str>,
-    /// Fully qualified name.
-    pub hostname: Arc<str>,
     /// Virtual addresses; none for a headless service, and none for one that wants its traffic passed through.
-    pub addresses: Box<[IpAddr]>,
+    pub addresses: Addresses,
     /// Ports, unique by number and protocol.
     pub ports: Box<[ServicePort]>,
     /// How a backend is chosen.
     pub algorithm: Algorithm,
-    /// How long a client keeps its backend, if at all.
-    pub affinity: Option<Duration>,
+    /// Seconds that a client keeps its backend; 0: no affinity.
+    pub affinity_seconds: u32,
     /// Which backends are preferred, most important first.
     pub preference: Box<[Scope]>,
     /// What the preference means.
@@ -147,9 +142,11 @@ pub struct Membership {
     pub terminating: bool,
 }
 
-/// Whose a workload is. Most of a deployment's pods share one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Whose a workload is. Most of a namespace's pods share one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Account {
+    /// What their uids begin with; see [`split_uid`].
+    pub prefix: Arc<str>,
     /// Namespace.
     pub namespace: Arc<str>,
     /// Service account; empty when it has none.
@@ -158,7 +155,16 @@ pub struct Account {
     pub trust_domain: Arc<str>,
 }
 
-/// Addresses of a workload. One, the usual case, needs no memory of its own.
+/// What the pods of a deployment have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Kin {
+    /// Namespace and service account.
+    pub account: Arc<Account>,
+    /// Services they belong to, each once, in order of their keys.
+    pub memberships: Box<[Membership]>,
+}
+
+/// Addresses of a service or a workload. One, the usual case, needs no memory of its own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Addresses(AddressRepr);
 
@@ -166,6 +172,12 @@ pub struct Addresses(AddressRepr);
 enum AddressRepr {
     One(IpAddr),
     List(Box<[IpAddr]>),
+}
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Vec::new().into()
+    }
 }
 
 impl From<Vec<IpAddr>> for Addresses {
@@ -195,7 +207,7 @@ impl fmt::Debug for Addresses {
 }
 
 /// What the workloads of a node have in common. Its fields are read through [`Workload`], which derefs to it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Node, or empty.
     pub node: Arc<str>,
@@ -218,16 +230,14 @@ pub struct Place {
 }
 
 /// A workload: a pod, or a process on a plain host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// Unique name, `CLUSTER/GROUP/KIND/NAMESPACE/NAME[/MORE]`.
-    pub uid: Arc<str>,
-    /// Namespace and service account.
-    pub account: Arc<Account>,
+    /// Name within the namespace: what its uid ends with.
+    pub name: Box<str>,
     /// Addresses; none for a workload known by name only.
     pub addresses: Addresses,
-    /// Services it belongs to, each once, in order of their keys.
-    pub memberships: Arc<[Membership]>,
+    /// Whose it is and what it serves; shared with its like.
+    pub kin: Arc<Kin>,
     /// Where it runs and how it fares; shared with its like.
     pub place: Arc<Place>,
 }
@@ -241,15 +251,36 @@ impl Deref for Workload {
 }
 
 impl Workload {
-    /// Name within the namespace, as the uid has it.
-    pub fn name(&self) -> &str {
-        self.uid.splitn(5, '/').nth(4).unwrap_or(&self.uid)
+    /// Unique name, `CLUSTER/GROUP/KIND/NAMESPACE/NAME[/MORE]`. Put together anew, since the half that many share is
+    /// stored once.
+    pub fn uid(&self) -> String {
+        [&*self.kin.account.prefix, &*self.name].concat()
+    }
+
+    /// Namespace and service account.
+    pub fn account(&self) -> &Account {
+        &self.kin.account
+    }
+
+    /// Services it belongs to, each once, in order of their keys.
+    pub fn memberships(&self) -> &[Membership] {
+        &self.kin.memberships
     }
 
     /// Its membership in a service.
     pub fn membership(&self, service: &str) -> Option<&Membership> {
-        let found = self.memberships.binary_search_by(|m| (*m.service).cmp(service));
-        found.ok().and_then(|at| self.memberships.get(at))
+        let all = self.memberships();
+        let found = all.binary_search_by(|m| (*m.service).cmp(service));
+        found.ok().and_then(|at| all.get(at))
+    }
+}
+
+/// The two parts of a uid: `CLUSTER/GROUP/KIND/NAMESPACE/`, which many share, and the name. A uid of another shape is all
+/// name.
+pub fn split_uid(uid: &str) -> (&str, &str) {
+    match uid.match_indices('/').nth(3) {
+        Some((at, slash)) => uid.split_at(at + slash.len()),
+        None => ("", uid),
     }
 }
 
@@ -307,7 +338,7 @@ impl fmt::Debug for Version {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned {
     /// Resource name: a service's key or a workload's uid.
-    pub name: Arc<str>,
+    pub name: String,
     /// The control plane's version of it.
     pub version: Version,
     /// The resource.
@@ -320,7 +351,7 @@ pub struct Delta {
     /// New and changed resources.
     pub updated: Vec<Versioned>,
     /// Names of resources that are gone.
-    pub removed: Vec<Arc<str>>,
+    pub removed: Vec<String>,
 }
 
 /// A resource that was refused.
@@ -343,6 +374,14 @@ mod tests {
         {
             assert_eq!(Version::from(text).to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_uid_is_its_two_parts() {
+        assert_eq!(split_uid("c//Pod/shop/web-1"), ("c//Pod/shop/", "web-1"));
+        assert_eq!(split_uid("c/g/Slice/shop/web/10.0.0.1"), ("c/g/Slice/shop/", "web/10.0.0.1"));
+        assert_eq!(split_uid("c//Pod/shop/"), ("c//Pod/shop/", ""));
+        assert_eq!(split_uid("c//VM"), ("", "c//VM"));
     }
 
     #[test]

@@ -1,17 +1,16 @@
 //! Everything known, and who belongs to whom.
 
-use std::borrow::Borrow;
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::model::{Delta, Membership, Resource, Service, Version, Versioned, Workload};
+use super::records::{Entry, Services, Workloads};
 
 /// Services and workloads by name, and the members of each service.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    services: HashSet<Entry<Service>>,
-    workloads: HashSet<Entry<Workload>>,
+    services: Services,
+    workloads: Workloads,
     /// Sorted by uid; a service may have members before (or without) a record of its own.
     members: HashMap<Arc<str>, Vec<Arc<Workload>>>,
 }
@@ -21,8 +20,8 @@ pub struct Snapshot {
 pub struct Changed {
     /// Services whose own record, or any of whose members, changed or went.
     pub services: BTreeSet<Arc<str>>,
-    /// Workloads that came, changed or went.
-    pub workloads: BTreeSet<Arc<str>>,
+    /// Workloads that came or changed, as they are now, and that went, as they were.
+    pub workloads: Vec<Arc<Workload>>,
 }
 
 impl Changed {
@@ -46,14 +45,22 @@ impl Snapshot {
     pub fn apply(&mut self, delta: Delta) -> Changed {
         let mut changed = Changed::default();
         for Versioned { name: _, version, resource } in delta.updated {
-            match resource {
-                Resource::Service(service) => self.put_service(service, version, &mut changed),
-                Resource::Workload(workload) => self.put_workload(workload, version, &mut changed),
-            }
+            self.put(resource, version, &mut changed);
         }
         for name in delta.removed {
             self.remove(&name, &mut changed);
         }
+        self.fit_members(&changed);
+        changed
+    }
+
+    /// Takes in what was held before.
+    pub fn restore(&mut self, held: Held) -> Changed {
+        let mut changed = Changed::default();
+        for (resource, version) in held.0 {
+            self.put(resource, version, &mut changed);
+        }
+        self.fit_members(&changed);
         changed
     }
 
@@ -65,6 +72,11 @@ impl Snapshot {
     /// The workload of that uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
         self.workloads.get(uid).map(|entry| &entry.record)
+    }
+
+    /// Whether this is what is known of a workload.
+    pub fn holds(&self, workload: &Workload) -> bool {
+        self.workloads.same(workload).is_some_and(|entry| *entry.record == *workload)
     }
 
     /// All services, in no order.
@@ -101,7 +113,7 @@ impl Snapshot {
     /// Name and version of every resource, as a control plane wants to hear them when a stream begins.
     pub fn versions(&self) -> HashMap<String, String> {
         let services = self.services.iter().map(|e| (e.record.key.to_string(), e.version.to_string()));
-        let workloads = self.workloads.iter().map(|e| (e.record.uid.to_string(), e.version.to_string()));
+        let workloads = self.workloads.iter().map(|e| (e.record.uid(), e.version.to_string()));
         services.chain(workloads).collect()
     }
 
@@ -115,40 +127,47 @@ impl Snapshot {
         Held(services.chain(workloads).collect())
     }
 
+    fn put(&mut self, resource: Resource, version: Version, changed: &mut Changed) {
+        match resource {
+            Resource::Service(service) => self.put_service(service, version, changed),
+            Resource::Workload(workload) => self.put_workload(workload, version, changed),
+        }
+    }
+
     fn put_service(&mut self, service: Arc<Service>, version: Version, changed: &mut Changed) {
-        let old = self.services.replace(Entry { version, record: Arc::clone(&service) });
+        let old = self.services.put(Entry { version, record: Arc::clone(&service) });
         if old.is_none_or(|old| old.record != service) {
             changed.services.insert(Arc::clone(&service.key));
         }
     }
 
     fn put_workload(&mut self, workload: Arc<Workload>, version: Version, changed: &mut Changed) {
-        let old = self.workloads.replace(Entry { version, record: Arc::clone(&workload) }).map(|e| e.record);
+        let entry = Entry { version: version.clone(), record: Arc::clone(&workload) };
+        let old = self.workloads.put(entry).map(|entry| entry.record);
         if old.as_ref() == Some(&workload) {
-            // The index holds the old record, which is equal: keep one of the two, not both.
-            if let (Some(old), Some(entry)) = (old, self.workloads.take(&*workload.uid)) {
-                self.workloads.insert(Entry { record: old, ..entry });
-            }
+            // The members hold the old record, which is equal: keep one of the two, not both.
+            let again = old.map(|record| Entry { version, record });
+            again.and_then(|entry| self.workloads.put(entry));
             return;
         }
-        let before: &[Membership] = old.as_ref().map_or(&[], |old| &old.memberships);
+        let before: &[Membership] = old.as_ref().map_or(&[], |old| old.memberships());
         let itself = old.as_ref().is_none_or(|old| !same_backend(old, &workload));
         for membership in before {
             let now = workload.membership(&membership.service);
             if now.is_none() {
-                self.leave(&membership.service, &workload.uid);
+                self.leave(&membership.service, &workload);
             }
             if itself || now != Some(membership) {
                 changed.services.insert(Arc::clone(&membership.service));
             }
         }
-        for membership in workload.memberships.iter() {
+        for membership in workload.memberships() {
             if !before.iter().any(|m| m.service == membership.service) {
                 changed.services.insert(Arc::clone(&membership.service));
             }
             self.join(&membership.service, &workload);
         }
-        changed.workloads.insert(Arc::clone(&workload.uid));
+        changed.workloads.push(workload);
     }
 
     fn remove(&mut self, name: &str, changed: &mut Changed) {
@@ -156,80 +175,51 @@ impl Snapshot {
             changed.services.insert(Arc::clone(&old.record.key));
         }
         if let Some(old) = self.workloads.take(name) {
-            for membership in old.record.memberships.iter() {
-                self.leave(&membership.service, name);
+            for membership in old.record.memberships() {
+                self.leave(&membership.service, &old.record);
                 changed.services.insert(Arc::clone(&membership.service));
             }
-            changed.workloads.insert(Arc::clone(&old.record.uid));
+            changed.workloads.push(old.record);
         }
     }
 
     fn join(&mut self, service: &Arc<str>, workload: &Arc<Workload>) {
         let list = self.members.entry(Arc::clone(service)).or_default();
-        match list.binary_search_by(|w| w.uid.cmp(&workload.uid)) {
+        match list.binary_search_by(|member| parts(member).cmp(&parts(workload))) {
             Ok(at) => list[at] = Arc::clone(workload),
             Err(at) => list.insert(at, Arc::clone(workload)),
         }
     }
 
-    fn leave(&mut self, service: &str, uid: &str) {
+    fn leave(&mut self, service: &str, workload: &Workload) {
         let Some(list) = self.members.get_mut(service) else { return };
-        if let Ok(at) = list.binary_search_by(|w| (*w.uid).cmp(uid)) {
+        if let Ok(at) = list.binary_search_by(|member| parts(member).cmp(&parts(workload))) {
             list.remove(at);
         }
         if list.is_empty() {
             self.members.remove(service);
         }
     }
+
+    /// Gives back the room that lists of members grew into: they are many, and most are short.
+    fn fit_members(&mut self, changed: &Changed) {
+        for service in &changed.services {
+            if let Some(list) = self.members.get_mut(service) {
+                list.shrink_to_fit();
+            }
+        }
+    }
+}
+
+/// The uid in its parts, by which members are ordered.
+fn parts(workload: &Workload) -> (&str, &str) {
+    (&workload.account().prefix, &workload.name)
 }
 
 /// Whether two records of a workload are the same but for the services that it belongs to.
 fn same_backend(a: &Workload, b: &Workload) -> bool {
-    a.place == b.place && a.addresses == b.addresses && a.account == b.account
+    a.place == b.place && a.addresses == b.addresses && a.account() == b.account()
 }
-
-/// A record in a set, found by its name.
-#[derive(Debug)]
-struct Entry<T> {
-    version: Version,
-    record: Arc<T>,
-}
-
-trait Named {
-    fn name(&self) -> &str;
-}
-
-impl Named for Service {
-    fn name(&self) -> &str {
-        &self.key
-    }
-}
-
-impl Named for Workload {
-    fn name(&self) -> &str {
-        &self.uid
-    }
-}
-
-impl<T: Named> Borrow<str> for Entry<T> {
-    fn borrow(&self) -> &str {
-        self.record.name()
-    }
-}
-
-impl<T: Named> Hash for Entry<T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.record.name().hash(state);
-    }
-}
-
-impl<T: Named> PartialEq for Entry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.record.name() == other.record.name()
-    }
-}
-
-impl<T: Named> Eq for Entry<T> {}
 
 #[cfg(test)]
 mod tests;

@@ -124,7 +124,7 @@ async fn open(
 struct Pending {
     applied: oneshot::Receiver<Vec<Rejected>>,
     /// What it updates and removes.
-    names: Vec<Arc<str>>,
+    names: Vec<String>,
     rejected: Vec<Rejected>,
     patience: Duration,
     nonce: String,
@@ -207,7 +207,7 @@ async fn converse(
             Some(Step::Apply(Change { delta, rejected, patience, nonce })) => {
                 (quiet, synced) = (None, synced || patience.is_zero());
                 let updated = delta.updated.iter().map(|update| &update.name);
-                let names = updated.chain(&delta.removed).map(Arc::clone).collect();
+                let names = updated.chain(&delta.removed).cloned().collect();
                 let applied = apply(events, delta, rejected.clone(), synced).await?;
                 pending = Some(Pending { applied, names, rejected, patience, nonce });
             }
@@ -217,7 +217,7 @@ async fn converse(
 
 /// The answer to a change that is in force but for what was refused.
 fn settle(session: &mut Session, pending: Pending, refused: Vec<Rejected>) -> DeltaDiscoveryRequest {
-    session.settle(pending.names.iter().map(|name| &**name), &refused);
+    session.settle(pending.names.iter().map(String::as_str), &refused);
     let mut rejected = pending.rejected;
     rejected.extend(refused);
     for Rejected { name, reason } in &rejected {

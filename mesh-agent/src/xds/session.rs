@@ -104,8 +104,8 @@ impl Session {
         }
         let patience = patience(&response);
         let (updated, rejected) = decode(response.resources, &mut self.interner);
-        let removed = response.removed_resources.into_iter().map(Into::into).collect();
-        Step::Apply(Change { delta: Delta { updated, removed }, rejected, patience, nonce: response.nonce })
+        let delta = Delta { updated, removed: response.removed_resources };
+        Step::Apply(Change { delta, rejected, patience, nonce: response.nonce })
     }
 
     /// Notes what the owner made of a change: `names` were handed over, `refused` could not be taken.

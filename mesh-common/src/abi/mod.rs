@@ -40,7 +40,7 @@ pub mod map {
     pub const AFFINITY: &str = "AFFINITY";
     /// cgroup id → [`super::WorkloadIdentity`] (hash). Writer: agent.
     pub const WORKLOADS: &str = "WORKLOADS";
-    /// socket → [`super::Socket`] (socket storage, cloned to accepted sockets). Writer: kernel.
+    /// socket → [`super::Socket`] (socket storage). Writer: kernel.
     pub const SOCKETS: &str = "SOCKETS";
     /// [`super::FlowKey`] → [`super::FlowValue`] (LRU hash): UDP. Writer: `datagram`.
     pub const UDP_FLOWS: &str = "UDP_FLOWS";

@@ -28,7 +28,7 @@ pub enum Reason {
     FlowsFull = 10,
     /// UDP: the backend of a flow has gone; another was chosen.
     FlowMoved = 11,
-    /// A socket was created in a cgroup that is no workload.
+    /// A process that is in no workload's cgroup made a UDP socket, or called a service: balanced, counted without a source.
     NotWorkload = 12,
     /// Passed: neither TCP nor UDP.
     OtherProtocol = 13,

@@ -2,13 +2,14 @@
 
 use super::{Endpoint, ServiceKey};
 
-/// Socket storage: whose it is, and where it was led. Accepted sockets inherit a copy from their listener.
+/// Socket storage: whose it is, and where it was led. UDP sockets have it from their creation, TCP sockets from their first
+/// call of a service.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Socket {
-    /// Identity of the workload that created it; 0: none.
+    /// Identity of the workload that created it (UDP) or connected it (TCP); 0: none.
     pub workload: u64,
-    /// When it was told to connect, in nanoseconds of the monotonic clock; 0: it was not.
+    /// When it was told to connect to a service, in nanoseconds of the monotonic clock; 0: it was not.
     pub started_nanoseconds: u64,
     /// Service number; 0: the destination is no service.
     pub service: u32,

@@ -24,7 +24,7 @@ impl World {
         let batch = files.iter().map(|(path, text)| {
             (Arc::from(Path::new(path)), text.clone().map_or(Reading::Gone, Reading::Text))
         });
-        let changes = self.store.apply(batch.collect());
+        let changes = self.store.apply(batch.collect()).changes;
         let faults: Vec<_> =
             self.store.errors().into_iter().filter(|e| !e.reason.contains("skipped")).collect();
         assert_eq!(faults, [], "the generator writes valid manifests");

@@ -213,3 +213,36 @@ async fn foreign_kinds_are_told_and_do_no_harm() {
     assert_eq!((document, field.as_str()), (1, "kind"));
     assert!(reason.contains("skipped"), "{reason}");
 }
+
+#[tokio::test]
+async fn a_manifest_that_became_invalid_outlives_a_restart() {
+    let World { dir, control } =
+        World::start(&[("web.yaml", &web()), ("pod.yaml", &pod("a", "10.0.0.1"))]).await;
+    control.stop().await.unwrap();
+    // Nobody was there to see it: one is invalid now, one is withdrawn.
+    fs::write(dir.path().join("web.yaml"), "kind: [").unwrap();
+    fs::remove_file(dir.path().join("pod.yaml")).unwrap();
+    let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
+    let world = World { dir, control };
+    let mut subscriber = world.subscriber().await;
+    assert_eq!(subscriber.held.keys().collect::<Vec<_>>(), [WEB]);
+    assert_eq!(world.faults().await.len(), 1);
+    // Withdrawn now, it does not come back.
+    world.remove("web.yaml");
+    assert_eq!(subscriber.next().await, Told { put: vec![], removed: vec![WEB.to_owned()] });
+    let World { dir, control } = world;
+    control.stop().await.unwrap();
+    fs::write(dir.path().join("web.yaml"), "kind: [").unwrap();
+    let control = ControlPlane::start(Config::on_loopback(dir.path())).await.unwrap();
+    let world = World { dir, control };
+    assert_eq!(world.subscriber().await.held.len(), 0);
+}
+
+#[tokio::test]
+async fn a_state_directory_that_cannot_be_is_named_with_its_option() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let config = Config { state_dir: dir.path().join("file/state"), ..Config::on_loopback(dir.path()) };
+    let text = format!("{:#}", ControlPlane::start(config).await.unwrap_err());
+    assert!(text.contains("--state-dir") && text.contains("Not a directory"), "{text}");
+}

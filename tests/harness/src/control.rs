@@ -39,6 +39,7 @@ impl Control {
     pub(crate) fn start(site: Rc<Site>, options: &ControlOptions) -> anyhow::Result<Self> {
         let mut command = Command::new(binaries::find("mesh-control")?);
         command.arg("run").arg("--manifests").arg(site.dir().join("manifests"));
+        command.arg("--state-dir").arg(site.dir().join("control"));
         command.arg("--xds-address").arg(format!("0.0.0.0:{}", options.xds_port));
         command.args(["--management-address", "127.0.0.1:15016", "--metrics-address", "127.0.0.1:15014"]);
         command.args(&options.arguments);

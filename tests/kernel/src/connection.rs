@@ -1,7 +1,10 @@
 //! `connection`: connections are followed from their start to their end.
 
+use std::net::{SocketAddr, TcpListener};
+
 use anyhow::{Result, ensure};
-use mesh_common::abi::{Algorithm, CounterKey, Counters, Outcome, Protocol};
+use mesh_common::abi::{Algorithm, CounterKey, Counters, Outcome, Protocol, Reason};
+use socket2::{Domain, Socket, Type};
 
 use crate::runner::{Test, until};
 use crate::sandbox::{Sandbox, backend_number, key};
@@ -16,7 +19,8 @@ pub const TESTS: &[Test] = &[
     Test { name: "connection::a_connection_that_fails_is_counted_as_failed", run: failed },
     Test { name: "connection::the_close_after_a_slot_was_freed_is_still_counted", run: freed },
     Test { name: "connection::the_load_of_a_reused_slot_is_left_alone", run: reused },
-    Test { name: "connection::direct_connections_of_a_workload_are_counted", run: direct },
+    Test { name: "connection::connections_to_no_service_are_left_alone", run: direct },
+    Test { name: "connection::a_socket_connected_again_elsewhere_is_followed_anew", run: again },
 ];
 
 fn open(sandbox: &mut Sandbox) -> Result<()> {
@@ -119,15 +123,34 @@ fn reused(sandbox: &mut Sandbox) -> Result<()> {
 fn direct(sandbox: &mut Sandbox) -> Result<()> {
     sandbox.become_workload(4)?;
     let listeners = Listeners::at(HOST4, 1)?;
+    let before = sandbox.reason(Reason::NotService)?;
     let mut client = connect(listeners.addresses()?[0])?;
     let (_, mut server) = listeners.accept()?;
     exchange(&mut client, &mut server, 10, 20)?;
     drop(client);
     drop(server);
     let key = CounterKey { source: 4, outcome: Outcome::Connected as u32, ..CounterKey::default() };
-    until("closed", || Ok(sandbox.counters(&key)?.closed == 1))?;
-    let Counters { attempts, bytes_sent, bytes_received, .. } = sandbox.counters(&key)?;
-    ensure!((attempts, bytes_sent, bytes_received) == (1, 10, 20), "counted {:?}", sandbox.counters(&key)?);
+    ensure!(sandbox.counters(&key)? == Counters::default(), "counted {:?}", sandbox.counters(&key)?);
+    ensure!(sandbox.reason(Reason::NotService)? == before + 1, "the reason was not counted");
+    Ok(())
+}
+
+fn again(sandbox: &mut Sandbox) -> Result<()> {
+    let listeners = service(sandbox)?;
+    let backend = listeners.addresses()?[0];
+    drop(listeners);
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    ensure!(
+        socket.connect(&SocketAddr::from((VIP4, 80)).into()).is_err(),
+        "nobody listens, yet it connected"
+    );
+    let listener = TcpListener::bind(backend)?;
+    socket.connect(&backend.into())?;
+    ensure!(socket.peer_addr()?.as_socket() == Some(backend), "the service that it had called is shown");
+    drop(listener.accept()?);
+    drop(socket);
+    let counters = sandbox.counters(&connected(0)?)?;
+    ensure!(counters == Counters::default(), "counted to the service: {counters:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod linker;
 mod stamp;
+mod strip;
 mod toolchain;
 
 use std::ffi::OsString;
@@ -37,7 +38,7 @@ pub(crate) fn build(force: bool) -> Result<PathBuf> {
     let object = paths::kernel_object();
     let compiler = toolchain::find()?;
     let linker = linker::find()?;
-    let stamp = stamp::Stamp::now(&[&compiler.version, &linker.version, &FLAGS.join(" ")])?;
+    let stamp = stamp::Stamp::now(&[&compiler.version, &linker.version, &FLAGS.join(" "), "stripped"])?;
     if !force && object.exists() && stamp.matches() {
         println!("xtask: kernel programs are up to date");
         return Ok(object);
@@ -78,9 +79,10 @@ fn search_path(libraries: &[PathBuf]) -> OsString {
     std::env::join_paths(all).unwrap_or_default()
 }
 
-/// Puts the object in place whole, and only if it differs: the agent is rebuilt when its time changes.
+/// Puts the object in place whole, without what only a debugger reads, and only if it differs: the agent is rebuilt when its time changes.
 fn publish(built: &Path, object: &Path) -> Result<()> {
     let new = std::fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    let new = strip::strip(&new)?;
     if std::fs::read(object).is_ok_and(|old| old == new) {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use super::Outcome;
 use super::targets::{TestFile, others, with_prefix};
 use super::{cargo_test, deny};
 use crate::command::{cargo, run, watch};
-use crate::{debian, ebpf, systemd, vm};
+use crate::{debian, ebpf, fuzz, systemd, vm};
 
 /// A group of tests with the same needs.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +29,8 @@ pub(crate) enum Tier {
     Interop,
     /// Each hook on Debian's kernels.
     Vm,
+    /// Each parser, for a few seconds.
+    Fuzz,
     /// The units are valid, and confine what they start.
     Systemd,
     /// The documentation builds without a warning.
@@ -37,11 +39,13 @@ pub(crate) enum Tier {
     Deny,
 }
 
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: u32 = 15;
 /// Programs that the namespaces of the tests need.
 const NODE_PACKAGES: &[&str] = &["iproute2", "iptables", "procps"];
 
 impl Tier {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Fmt,
         Self::Build,
         Self::Clippy,
@@ -51,6 +55,7 @@ impl Tier {
         Self::Node,
         Self::Interop,
         Self::Vm,
+        Self::Fuzz,
         Self::Systemd,
         Self::Doc,
         Self::Deny,
@@ -67,6 +72,7 @@ impl Tier {
             Self::Node => "node",
             Self::Interop => "interop",
             Self::Vm => "vm",
+            Self::Fuzz => "fuzz",
             Self::Systemd => "systemd",
             Self::Doc => "doc",
             Self::Deny => "deny",
@@ -84,6 +90,7 @@ impl Tier {
             Self::Node => node("node_"),
             Self::Interop => node("interop_"),
             Self::Vm => virtual_machines(),
+            Self::Fuzz => fuzz::check(&fuzz::targets()?, FUZZ_SECONDS),
             Self::Systemd => systemd::check(),
             Self::Doc => one(cargo().args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings")),
             Self::Deny => deny::check(),
@@ -175,8 +182,8 @@ fn virtual_machines() -> Result<Outcome> {
     }
     let tester = vm::prepare()?;
     let mut outcome = Outcome::default();
-    for series in vm::SERIES {
-        outcome.add(match vm::on_kernel(series, &tester, "") {
+    for (series, verdict) in vm::on_kernels(vm::SERIES, &tester, "") {
+        outcome.add(match verdict {
             Ok(verdict) => {
                 let problems =
                     (verdict.failed > 0).then(|| format!("{} tests on Linux {series}", verdict.failed));

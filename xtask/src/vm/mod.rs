@@ -8,7 +8,7 @@ mod qemu;
 
 pub(crate) use qemu::parse;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -33,8 +33,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let tester = prepare()?;
     let mut failed = Vec::new();
-    for series in &args.kernels {
-        match on_kernel(series, &tester, &args.filter) {
+    for (series, verdict) in on_kernels(&args.kernels, &tester, &args.filter) {
+        match verdict {
             Ok(verdict) if verdict.failed == 0 => {}
             Ok(verdict) => {
                 failed.push(format!("Linux {series}: {} of {} tests failed", verdict.failed, verdict.total()))
@@ -69,14 +69,31 @@ pub(crate) fn prepare() -> Result<PathBuf> {
     Ok(paths::program("mesh-kernel-tests"))
 }
 
-/// Boots one kernel with the tester in it, and returns what it said.
-pub(crate) fn on_kernel(series: &str, tester: &std::path::Path, filter: &str) -> Result<Verdict> {
+/// Boots these kernels with the tester in them, side by side, and returns what each said.
+pub(crate) fn on_kernels<S: AsRef<str> + Sync>(
+    series: &[S],
+    tester: &Path,
+    filter: &str,
+) -> Vec<(String, Result<Verdict>)> {
+    // One after the other: apt wants to be alone.
+    let kernels: Vec<_> =
+        series.iter().map(|series| (series.as_ref(), kernel::fetch(series.as_ref()))).collect();
+    std::thread::scope(|scope| {
+        let boot = |(series, kernel)| scope.spawn(move || on_kernel(series, kernel?, tester, filter));
+        let running: Vec<_> = kernels.into_iter().map(|kernel| (kernel.0, boot(kernel))).collect();
+        let wait = |thread: std::thread::ScopedJoinHandle<'_, Result<Verdict>>| {
+            thread.join().unwrap_or_else(|_panic| Err(anyhow::anyhow!("panicked")))
+        };
+        running.into_iter().map(|(series, thread)| (series.to_owned(), wait(thread))).collect()
+    })
+}
+
+fn on_kernel(series: &str, kernel: kernel::Kernel, tester: &Path, filter: &str) -> Result<Verdict> {
     let start = Instant::now();
-    let kernel = kernel::fetch(series)?;
     println!("xtask: {} under qemu without KVM", kernel.package);
     let initramfs = initramfs::build(&kernel.folder, tester, filter)?;
     let log = kernel.folder.join("console.log");
-    let verdict = qemu::boot(&kernel.image, &initramfs, &log)
+    let verdict = qemu::boot(series, &kernel.image, &initramfs, &log)
         .with_context(|| format!("{}; the whole console is in {}", kernel.package, log.display()))?;
     println!(
         "xtask: {}: {} passed, {} failed in {}",

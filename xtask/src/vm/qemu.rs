@@ -1,5 +1,6 @@
 //! Boots a kernel and reads the tester's verdict from the serial console.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,18 +8,24 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::Verdict;
-use crate::command::watch;
+use crate::command::watch_as;
 
-/// Seconds for boot and tests together; a boot takes three, or ten on a busy machine.
-const LIMIT: &str = "600";
+/// Seconds for boot and tests together, of which a boot takes ten.
+const LIMIT: &str = "900";
 
-/// Runs until the machine powers itself off.
+/// Lines of the console that are part of an error.
+const LAST_LINES: usize = 12;
+
+/// Runs until the machine powers itself off; `name` stands before each line of its console.
 ///
 /// qemu's own exit status says nothing: it is 0 when tests fail and when the kernel panics. Only the tester's last
 /// line counts.
-pub(crate) fn boot(kernel: &Path, initramfs: &Path, log: &Path) -> Result<Verdict> {
+pub(crate) fn boot(name: &str, kernel: &Path, initramfs: &Path, log: &Path) -> Result<Verdict> {
     let mut qemu = Command::new("timeout");
-    qemu.args(["--kill-after=5", LIMIT, "qemu-system-x86_64", "-machine", "accel=tcg", "-cpu", "max"]);
+    qemu.args(["--kill-after=5", LIMIT, "qemu-system-x86_64", "-cpu", "max"]);
+    // One thread for both processors: with one for each, a processor may run code that the kernel has patched meanwhile on the
+    // other (`Oops: int3` at boot on a busy machine).
+    qemu.args(["-accel", "tcg,thread=single"]);
     qemu.args([
         "-smp",
         "2",
@@ -38,8 +45,13 @@ pub(crate) fn boot(kernel: &Path, initramfs: &Path, log: &Path) -> Result<Verdic
         std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut verdict = None;
     let mut lost = None;
-    watch(&mut qemu, |line| {
+    let mut last = VecDeque::new();
+    watch_as(&format!("{name} | "), &mut qemu, |line| {
         verdict = verdict.or_else(|| parse(line));
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line.to_owned());
         lost = lost.take().or(writeln!(console, "{line}").err());
     })?;
     if let Some(error) = lost {
@@ -48,7 +60,12 @@ pub(crate) fn boot(kernel: &Path, initramfs: &Path, log: &Path) -> Result<Verdic
     match verdict {
         Some(Verdict { passed: 0, failed: 0 }) => bail!("the tester ran no test"),
         Some(verdict) => Ok(verdict),
-        None => bail!("no verdict on the console: the kernel or the tester did not get that far"),
+        None => {
+            let last = last.make_contiguous().join("\n    ");
+            bail!(
+                "no verdict on the console: the kernel or the tester did not get that far. Its end:\n    {last}"
+            )
+        }
     }
 }
 

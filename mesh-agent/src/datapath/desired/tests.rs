@@ -1,17 +1,15 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::snapshot::{Account, Delta, Place, PortMapping, Resource, Snapshot, Version, Versioned};
+use crate::snapshot::{Account, Delta, Kin, Place, PortMapping, Resource, Snapshot, Version, Versioned};
 
 fn service() -> Service {
     Service {
         key: "shop/cart.shop.svc.cluster.local".into(),
-        namespace: "shop".into(),
-        hostname: "cart.shop.svc.cluster.local".into(),
-        addresses: Box::new(["10.96.0.1".parse().unwrap()]),
+        addresses: vec!["10.96.0.1".parse().unwrap()].into(),
         ports: Box::new([ServicePort { port: 80, protocol: Protocol::Tcp, target: Some(8080) }]),
         algorithm: Algorithm::WeightedRandom,
-        affinity: None,
+        affinity_seconds: 0,
         preference: Box::new([]),
         mode: Mode::Any,
         allow_unready: false,
@@ -21,14 +19,17 @@ fn service() -> Service {
 /// A workload in zone `zone` of node `node`, and its membership of [`service`].
 fn workload(address: &str, node: &str, zone: &str) -> Workload {
     Workload {
-        uid: format!("c//Pod/shop/{address}").into(),
-        account: Arc::new(Account {
-            namespace: "shop".into(),
-            service_account: "default".into(),
-            trust_domain: "".into(),
-        }),
+        name: address.into(),
         addresses: vec![address.parse().unwrap()].into(),
-        memberships: Arc::new([member()]),
+        kin: Arc::new(Kin {
+            account: Arc::new(Account {
+                prefix: "c//Pod/shop/".into(),
+                namespace: "shop".into(),
+                service_account: "default".into(),
+                trust_domain: "".into(),
+            }),
+            memberships: Box::new([member()]),
+        }),
         place: Arc::new(Place {
             node: node.into(),
             locality: Arc::new(Locality { region: "r".into(), zone: zone.into(), subzone: "".into() }),
@@ -55,7 +56,7 @@ fn placed(mut workload: Workload, change: impl Fn(&mut Place)) -> Workload {
 fn membered(mut workload: Workload, change: impl Fn(&mut Membership)) -> Workload {
     let mut membership = member();
     change(&mut membership);
-    workload.memberships = Arc::new([membership]);
+    Arc::make_mut(&mut workload.kin).memberships = Box::new([membership]);
     workload
 }
 
@@ -65,7 +66,7 @@ fn check(service: &Service, workloads: Vec<Workload>) -> Vec<BTreeMap<String, u3
     let updated = workloads
         .into_iter()
         .map(|workload| Versioned {
-            name: Arc::clone(&workload.uid),
+            name: workload.uid(),
             version: Version::from("1"),
             resource: Resource::Workload(Arc::new(workload)),
         })
@@ -112,7 +113,7 @@ fn each_family_gets_backends_of_its_own() {
     let mut both = workload("10.1.0.1", "n1", "z1");
     both.addresses = vec!["10.1.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into();
     let dual = Service {
-        addresses: Box::new(["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()]),
+        addresses: vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()].into(),
         ..service()
     };
     let frontends = check(&dual, vec![both]);
@@ -179,6 +180,6 @@ fn a_weight_of_zero_receives_nothing_and_huge_ones_keep_their_ratio() {
 #[test]
 fn an_endpoint_that_two_workloads_claim_counts_once() {
     let mut twin = workload("10.1.0.1", "n2", "z1");
-    twin.uid = "c//Pod/shop/twin".into();
+    twin.name = "twin".into();
     assert_eq!(addresses(&service(), vec![workload("10.1.0.1", "n1", "z1"), twin]).len(), 1);
 }

@@ -10,6 +10,7 @@ use crate::datapath::desired::{Candidate, Frontend};
 use crate::datapath::maglev;
 use crate::datapath::show::show;
 use crate::datapath::tree::{Growth, Slot, Tree};
+use crate::snapshot::Workload;
 
 /// Pages that are kept for changes of services in force.
 const RESERVE: usize = 64;
@@ -81,7 +82,7 @@ pub enum Refusal {
 impl Ledger {
     /// The writes that put `frontend` of service `owner` in force; none if it is.
     pub fn plan_put(&self, owner: &Arc<str>, frontend: &Frontend) -> Result<Option<Change>, Refusal> {
-        let old = self.ports.get(&frontend.key);
+        let old = self.ports.get(&frontend.key).map(Box::as_ref);
         if let Some(other) = old.and_then(|port| port.owner.as_ref()).filter(|other| *other != owner) {
             return Err(Refusal::Taken { key: show(&frontend.key), owner: Arc::clone(other) });
         }
@@ -119,7 +120,7 @@ impl Ledger {
             affinity_seconds: frontend.affinity_seconds,
             generation: self.generation.wrapping_add(1).max(1),
             tree: old.map(|old| old.tree.clone()).unwrap_or_default(),
-            backends,
+            backends: backends.into(),
         };
         let mut change = Change {
             writes,
@@ -259,12 +260,12 @@ impl Draft<'_> {
 /// Whether `frontend` is in force, names included.
 fn same(old: &Port, frontend: &Frontend) -> bool {
     same_in_kernel(old, frontend) && {
-        let names: HashMap<&Endpoint, &Option<Arc<str>>> =
-            old.backends.iter().map(|b| (&b.endpoint, &b.workload)).collect();
-        frontend
-            .backends
-            .iter()
-            .all(|b| names.get(&b.endpoint).is_some_and(|name| name.as_ref() == Some(&b.workload)))
+        let names: HashMap<&Endpoint, &Arc<Workload>> =
+            old.backends.iter().filter_map(|b| Some((&b.endpoint, b.workload.as_ref()?))).collect();
+        // The same record, not only an equal one: the snapshot's is then the only one in memory.
+        let same =
+            |b: &Candidate| names.get(&b.endpoint).is_some_and(|known| Arc::ptr_eq(known, &b.workload));
+        frontend.backends.iter().all(same)
     }
 }
 

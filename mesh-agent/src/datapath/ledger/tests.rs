@@ -10,6 +10,7 @@ use super::*;
 use crate::datapath::adopt::{Contents, adopt};
 use crate::datapath::desired::Candidate;
 use crate::datapath::show::show_endpoint;
+use crate::snapshot::fixtures::{parsed_workload, workload};
 
 const SIZES: MapSizes = MapSizes {
     services: 64,
@@ -150,7 +151,7 @@ fn frontend(key: ServiceKey, algorithm: Algorithm, weights: &[(u16, u32)]) -> Fr
         .map(|(n, weight)| Candidate {
             endpoint: endpoint(*n),
             weight: *weight,
-            workload: format!("w{n}").into(),
+            workload: parsed_workload(workload(&format!("w{n}"), "10.1.0.1", "", &[])),
         })
         .collect();
     Frontend { key, algorithm, affinity_seconds: 0, backends }
@@ -258,7 +259,7 @@ fn adopting_gives_the_ledger_back() {
     for (n, size) in [(1, 3), (2, 200), (3, 4_500)] {
         assert!(!adopted.ledger.found_different(&random(vip(n), 0..size)));
         assert_eq!(adopted.put(&format!("ns/{n}"), &random(vip(n), 0..size)).unwrap(), 0, "names only");
-        assert_eq!(adopted.ledger.owned(&format!("ns/{n}")), [vip(n)]);
+        assert_eq!(adopted.ledger.owned(&format!("ns/{n}").into()), [vip(n)]);
     }
     assert!(adopted.ledger.unowned().is_empty());
 }

@@ -24,11 +24,11 @@ impl World {
         let mut message = pod(&uid, "10.0.0.1", node, &[]);
         message.service_account = account.to_owned();
         let workload = parsed_workload(message);
-        self.announced.workload(&uid.into(), Some(&workload), self.now);
+        self.announced.workload(&uid, Some(&workload), self.now);
     }
 
     fn remove(&mut self, name: &str) {
-        self.announced.workload(&format!("c//Pod/shop/{name}").into(), None, self.now);
+        self.announced.workload(&format!("c//Pod/shop/{name}"), None, self.now);
     }
 
     /// Service accounts, if they have been published anew.
@@ -88,7 +88,7 @@ fn the_hosts_own_network_makes_no_difference() {
     let mut world = World::new();
     let mut host = pod("c//Pod/shop/host", "10.0.0.1", "node-a", &[]);
     (host.network_mode, host.service_account) = (1, "host".to_owned());
-    world.announced.workload(&"c//Pod/shop/host".into(), Some(&parsed_workload(host)), world.now);
+    world.announced.workload("c//Pod/shop/host", Some(&parsed_workload(host)), world.now);
     assert_eq!(world.published().unwrap(), ["host"]);
 }
 
@@ -134,7 +134,7 @@ fn an_identity_that_is_refused_keeps_nobody_waiting_for_ever() {
 fn without_an_authority_nothing_waits() {
     let mut announced = Announced::without_authority("node-a");
     let workload = parsed_workload(pod("c//Pod/shop/web", "10.0.0.1", "node-a", &[]));
-    announced.workload(&"c//Pod/shop/web".into(), Some(&workload), Instant::now());
+    announced.workload("c//Pod/shop/web", Some(&workload), Instant::now());
     announced.publish();
     assert_eq!(announced.ready(Instant::now()), Ok(()));
 }

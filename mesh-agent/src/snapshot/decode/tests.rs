@@ -8,7 +8,7 @@ const WEB: &str = "shop/web.shop.svc.cluster.local";
 const POD: &str = "Kubernetes//Pod/shop/web-1";
 
 fn refused(resource: &xds::Resource) -> String {
-    decode_one(resource, &mut Interner::new("node-a")).unwrap_err()
+    decode_one(resource.clone(), &mut Interner::new("node-a")).unwrap_err().reason
 }
 
 fn refused_service(change: impl FnOnce(&mut wire::Service)) -> String {
@@ -45,7 +45,7 @@ fn a_service_is_read() {
         health_policy: wire_lb::HealthPolicy::AllowAll.into(),
     });
     let service = good_service(message);
-    assert_eq!((&*service.key, &*service.namespace), (WEB, "shop"));
+    assert_eq!(&*service.key, WEB);
     assert_eq!(*service.addresses, ["10.96.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     let port = |port, protocol, target| ServicePort { port, protocol, target };
     let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
@@ -53,7 +53,7 @@ fn a_service_is_read() {
         [port(80, tcp, Some(8080)), port(81, tcp, None), port(53, udp, Some(5353)), port(80, udp, None)];
     assert_eq!(*service.ports, wanted);
     assert_eq!(service.algorithm, Algorithm::Maglev);
-    assert_eq!(service.affinity, Some(Duration::from_secs(10_800)));
+    assert_eq!(service.affinity_seconds, 10_800);
     assert_eq!(*service.preference, [Scope::Network, Scope::Zone]);
     assert_eq!((service.mode, service.allow_unready), (Mode::Failover, true));
 }
@@ -61,7 +61,7 @@ fn a_service_is_read() {
 #[test]
 fn a_plain_service_has_the_defaults() {
     let service = good_service(service(WEB, &[], &[]));
-    assert_eq!((service.algorithm, service.affinity), (Algorithm::WeightedRandom, None));
+    assert_eq!((service.algorithm, service.affinity_seconds), (Algorithm::WeightedRandom, 0));
     assert_eq!((service.mode, service.allow_unready), (Mode::Any, false));
 }
 
@@ -92,12 +92,12 @@ fn a_workload_is_read() {
         udp_services: [(WEB.to_owned(), wire::PortList { ports: ports(&[(80, 5080)]) })].into(),
     };
     let workload = parsed_workload(extend_workload(message, &extension));
-    assert_eq!((&*workload.uid, workload.name()), (POD, "web-1"));
+    assert_eq!((&*workload.uid(), &*workload.name), (POD, "web-1"));
     assert_eq!(
-        (&*workload.account.namespace, &*workload.account.service_account, &*workload.node),
+        (&*workload.account().namespace, &*workload.account().service_account, &*workload.node),
         ("shop", "web", "node-a")
     );
-    assert_eq!(&*workload.account.trust_domain, "mesh.example");
+    assert_eq!(&*workload.account().trust_domain, "mesh.example");
     assert_eq!((workload.healthy, workload.host_network, workload.weight), (false, true, 7));
     assert_eq!((&*workload.locality.region, &*workload.locality.subzone), ("r", "s"));
     assert_eq!((workload.pod_uid.as_deref(), workload.cgroup.as_deref()), (Some("uid"), Some("a/b")));
@@ -209,6 +209,7 @@ fn names_have_to_match_the_content() {
     for (reason, field) in [
         (refused_service(|s| s.hostname.clear()), "service.hostname"),
         (refused_service(|s| s.namespace.clear()), "service.namespace"),
+        (refused_service(|s| s.namespace = "a/b".to_owned()), "service.namespace"),
         (refused_workload(|w| w.uid.clear()), "workload.uid"),
         (refused_workload(|w| w.uid = "x".repeat(2_000)), "workload.uid"),
         (refused_workload(|w| w.node = "a\nb".to_owned()), "workload.node"),
@@ -282,7 +283,7 @@ fn bytes_at_random_are_refused_and_never_panic() {
             let at = state as usize % value.len();
             value[at] = (state >> 32) as u8;
         }
-        wrong += usize::from(decode_one(&resource, &mut Interner::new("n")).is_err());
+        wrong += usize::from(decode_one(resource, &mut Interner::new("n")).is_err());
     }
     assert!(wrong > 10_000, "{wrong}");
 }

@@ -21,7 +21,7 @@ fn saved() -> Directory {
     directory
 }
 
-fn reload(directory: &Directory) -> Result<Option<Vec<Versioned>>, LoadError> {
+fn reload(directory: &Directory) -> Result<Option<Held>, LoadError> {
     load(directory.path(), &mut Interner::new("node-a"))
 }
 
@@ -29,11 +29,11 @@ fn reload(directory: &Directory) -> Result<Option<Vec<Versioned>>, LoadError> {
 fn what_was_saved_comes_back() {
     let directory = saved();
     let mut back = Snapshot::new();
-    back.apply(super::super::Delta { updated: reload(&directory).unwrap().unwrap(), removed: Vec::new() });
+    back.restore(reload(&directory).unwrap().unwrap());
     let snapshot = shop();
     assert_eq!(back.versions(), snapshot.versions());
     for workload in snapshot.workloads() {
-        assert_eq!(back.workload(&workload.uid), Some(workload));
+        assert_eq!(back.workload(&workload.uid()), Some(workload));
     }
     for service in snapshot.services() {
         assert_eq!(back.service(&service.key), Some(service));
@@ -49,7 +49,7 @@ fn nothing_saved_is_no_error() {
 fn saving_replaces_the_last_one_and_leaves_nothing_else() {
     let directory = saved();
     save(directory.path(), "node-a", &Snapshot::new().held()).unwrap();
-    assert_eq!(reload(&directory).unwrap().unwrap(), []);
+    assert_eq!(reload(&directory).unwrap().unwrap().0, []);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 

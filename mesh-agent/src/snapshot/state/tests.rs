@@ -1,4 +1,7 @@
+use std::collections::HashSet;
+
 use super::super::fixtures::{of_service, of_workload, removal, service, update, workload};
+use super::super::model::Kin;
 use super::*;
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
@@ -8,6 +11,10 @@ const TWO: &str = "c//Pod/shop/two";
 
 fn names(set: &BTreeSet<Arc<str>>) -> Vec<&str> {
     set.iter().map(|name| &**name).collect()
+}
+
+fn uids(list: &[Arc<Workload>]) -> Vec<String> {
+    list.iter().map(|workload| workload.uid()).collect()
 }
 
 /// Two services, of which `one` is in both and `two` in the first.
@@ -23,7 +30,7 @@ fn shop() -> Snapshot {
 }
 
 fn members(snapshot: &Snapshot, service: &str) -> Vec<String> {
-    snapshot.members(service).map(|(w, m)| format!("{} {}", w.uid, m.service)).collect()
+    snapshot.members(service).map(|(w, m)| format!("{} {}", w.uid(), m.service)).collect()
 }
 
 #[test]
@@ -54,7 +61,7 @@ fn a_new_address_changes_every_service_of_the_workload() {
     let mut snapshot = shop();
     let changed = snapshot.apply(update(&[of_workload(workload(ONE, "10.0.0.9", "n", &[WEB, API]), "2")]));
     assert_eq!(names(&changed.services), [API, WEB]);
-    assert_eq!(names(&changed.workloads), [ONE]);
+    assert_eq!(uids(&changed.workloads), [ONE]);
     let (member, _) = snapshot.members(API).next().unwrap();
     assert_eq!(member.addresses[0].to_string(), "10.0.0.9");
 }
@@ -64,7 +71,7 @@ fn a_changed_membership_changes_that_service_alone() {
     let mut snapshot = shop();
     let changed = snapshot.apply(update(&[of_workload(workload(ONE, "10.0.0.1", "n", &[WEB]), "2")]));
     assert_eq!(names(&changed.services), [API]);
-    assert_eq!(names(&changed.workloads), [ONE]);
+    assert_eq!(uids(&changed.workloads), [ONE]);
     assert_eq!(members(&snapshot, API).len(), 0);
     // The index of the service that did not change has the new record all the same.
     let (member, _) = snapshot.members(WEB).next().unwrap();
@@ -78,7 +85,7 @@ fn removals_take_the_members_along() {
     let mut snapshot = shop();
     let changed = snapshot.apply(removal(&[ONE, WEB, "stranger"]));
     assert_eq!(names(&changed.services), [API, WEB]);
-    assert_eq!(names(&changed.workloads), [ONE]);
+    assert_eq!(uids(&changed.workloads), [ONE]);
     assert!(snapshot.service(WEB).is_none() && snapshot.workload(ONE).is_none());
     // A service may come back to the members that it had.
     assert_eq!(members(&snapshot, WEB), [format!("{TWO} {WEB}")]);
@@ -141,15 +148,16 @@ fn a_hundred_thousand_workloads_are_small() {
         .workloads()
         .map(|w| {
             heap(counts + size_of::<Workload>())
-                + heap(counts + w.uid.len())
+                + heap(w.name.len())
                 + if w.addresses.len() == 1 { 0 } else { heap(size_of_val(&*w.addresses)) }
                 + size_of::<Arc<Workload>>()
         })
         .sum();
     let table = snapshot.workloads.capacity() * 8 / 7 * (size_of::<Entry<Workload>>() + 1);
-    let shared: HashSet<_> = snapshot.workloads().map(|w| w.memberships.as_ptr()).collect();
+    let shared: HashSet<_> = snapshot.workloads().map(|w| Arc::as_ptr(&w.kin)).collect();
     assert_eq!(shared.len(), workloads / 10);
-    let shared = shared.len() * (heap(counts + size_of::<Membership>()) + heap(counts + 48));
+    let shared =
+        shared.len() * (heap(counts + size_of::<Kin>()) + heap(size_of::<Membership>()) + heap(counts + 48));
     let total = each + table + shared;
-    assert!(total * 4 < 25_500_000, "{total} bytes, {} each", total / workloads);
+    assert!(total * 4 < 19_000_000, "{total} bytes, {} each", total / workloads);
 }

@@ -128,10 +128,10 @@ fn two_claims_on_one_cgroup_have_one_winner_in_any_order() {
         let mut enrollment = Enrollment::new("node-a");
         enrollment.cgroup(appeared(1, "x"));
         for workload in order {
-            enrollment.workload(&workload.uid, Some(workload));
+            enrollment.workload(&workload.uid(), Some(workload));
         }
-        assert_eq!(desired(&enrollment), [(1, one.uid.to_string())]);
-        assert_eq!(enrollment.workload(&one.uid, None), [add(1, &two.uid)]);
+        assert_eq!(desired(&enrollment), [(1, one.uid())]);
+        assert_eq!(enrollment.workload(&one.uid(), None), [add(1, &two.uid())]);
     }
 }
 

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use super::*;
 use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
 
@@ -66,7 +64,7 @@ fn a_response_is_acknowledged_by_its_nonce() {
     message.removed_resources.push("gone".to_owned());
     let change = change(session.response(message));
     assert_eq!(change.delta.updated.len(), 1);
-    assert_eq!(change.delta.removed, [Arc::from("gone")]);
+    assert_eq!(change.delta.removed, ["gone"]);
     assert_eq!(change.rejected, []);
     let ack = session.answer(change.nonce, &[]);
     assert_eq!((&*ack.response_nonce, &*ack.type_url), ("n1", ADDRESS_TYPE));

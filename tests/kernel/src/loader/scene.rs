@@ -15,6 +15,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuHashMa
 use mesh_agent::config::{DatapathConfig, KernelLog, MapSizes};
 use mesh_agent::datapath::desired::{Candidate, Frontend};
 use mesh_agent::datapath::{Datapath, pins};
+use mesh_agent::snapshot::Workload;
 use mesh_agent::workloads::Change;
 use mesh_common::abi::{
     Affinity, AffinityKey, Algorithm, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load,
@@ -238,7 +239,7 @@ pub(super) fn frontend(vip: SocketAddr, algorithm: Algorithm, backends: &[Socket
     let candidate = |address: &SocketAddr| Candidate {
         endpoint: endpoint(*address),
         weight: 1,
-        workload: Arc::from(format!("pod at {address}")),
+        workload: Arc::new(Workload { name: format!("pod at {address}").into(), ..Workload::default() }),
     };
     Frontend {
         key: key(vip, Protocol::Tcp),
