@@ -31,7 +31,7 @@ pub type Wanted = Arc<BTreeSet<SpiffeId>>;
 #[derive(Debug)]
 pub struct Announced {
     node: Box<str>,
-    by_workload: BTreeMap<Arc<str>, SpiffeId>,
+    by_workload: BTreeMap<Box<str>, SpiffeId>,
     /// How many workloads have it, and since when it is wanted.
     identities: BTreeMap<SpiffeId, (usize, Instant)>,
     changed: bool,

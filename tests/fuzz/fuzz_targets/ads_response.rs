@@ -21,6 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
     let node = NodeConfig {
         name: "n".to_owned(),
         ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        namespace: "m".to_owned(),
+        id: "ztunnel~127.0.0.1~n.m~m.svc.cluster.local".to_owned(),
         cluster_id: "c".to_owned(),
         region: None,
         zone: None,
