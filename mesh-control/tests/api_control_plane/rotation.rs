@@ -131,7 +131,8 @@ async fn an_own_authority_that_is_none_is_refused_by_the_name_of_the_file() {
     let expired = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let early = |params: &mut CertificateParams| params.not_before = rcgen::date_time_ymd(3000, 1, 1);
     let leaf = |params: &mut CertificateParams| params.is_ca = IsCa::ExplicitNoCa;
-    let cases: [(&dyn Fn(&Path), &str); 8] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let cases: [(Make<'_>, &str); 8] = [
         (&|dir| own_authority(dir, "x", expired), "ca-cert.pem: CN=x issuing expired at"),
         (&|dir| own_authority(dir, "x", early), "ca-cert.pem: CN=x issuing is not valid before"),
         (&|dir| own_authority(dir, "x", leaf), "its CA bit is not set"),
