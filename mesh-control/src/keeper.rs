@@ -3,6 +3,7 @@
 //! for revocations: without them nobody is believed.
 
 use std::{
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -22,6 +23,8 @@ use crate::{
 
 /// Files are looked at this often, and taken when two looks found the same: who copies several needs a moment.
 const LOOK: Duration = Duration::from_millis(500);
+/// A renewal is under way, or failed, this long.
+const RETRY: Duration = Duration::from_secs(60);
 /// Revocation lists of large authorities take megabytes.
 const MAX_LENGTH: u64 = 64 << 20;
 /// Names of the server's certificate besides those given.
@@ -93,6 +96,8 @@ pub(crate) struct Keeper {
     keys: Looked<Option<Content>>,
     /// When half of the server certificate's life is over.
     renew: SystemTime,
+    /// The issuing certificate is not renewed before this.
+    renew_issuer: SystemTime,
 }
 
 impl Keeper {
@@ -137,6 +142,7 @@ impl Keeper {
             joins: Looked::new(joins),
             keys: Looked::new(keys),
             renew,
+            renew_issuer: now,
             config,
             metrics,
         };
@@ -233,10 +239,12 @@ impl Keeper {
 
     /// An authority that was made here renews its issuing certificate, as long as the key of the root is there.
     fn renew_issuer(&mut self, now: SystemTime) {
-        let due = now >= self.publish.borrow().authority.half_life();
+        let due = now >= self.renew_issuer.max(self.publish.borrow().authority.half_life());
         if !due || !self.config.ca_dir.join(ca::ROOT_KEY).exists() {
             return;
         }
+        // New files are in force only when they have settled.
+        self.renew_issuer = now + RETRY;
         match ca::rotation::new_issuer(&self.config.ca_dir, now) {
             Ok(()) => info!("a new issuing certificate was made"),
             Err(error) => self.refuse("ca_dir", &format!("renewing the issuing certificate: {error:#}")),
@@ -274,6 +282,10 @@ fn open(dir: &Path, now: SystemTime) -> anyhow::Result<Files> {
                 return Err(error).context("making a certificate authority");
             }
         }
+    }
+    let key = dir.join(ca::KEY);
+    if std::fs::metadata(&key).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
+        warn!(key = %key.display(), "others than the owner may read this key");
     }
     ca::read(dir).map_err(anyhow::Error::msg)?.context("its files are gone")
 }
@@ -341,13 +353,4 @@ pub(crate) fn roots(dir: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_is_taken_when_it_has_settled_and_once() {
-        let mut looked = Looked::new(1);
-        let settled: Vec<bool> = [1, 2, 3, 3, 3, 1, 1].into_iter().map(|now| looked.settled(now)).collect();
-        assert_eq!(settled, [false, false, false, true, false, false, true]);
-    }
-}
+mod tests;

