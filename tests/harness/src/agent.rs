@@ -55,7 +55,9 @@ impl Agent {
         let control_plane = options.control_plane.clone().unwrap_or_else(|| node.fabric(15012));
         let mut command = command(node, "run")?;
         command.args(["--control-plane", &control_plane, "--metrics-address", "0.0.0.0:15020"]);
-        command.args(["--control-plane-name", "mesh-control", "--control-plane-root"]).arg(node.site().roots());
+        command
+            .args(["--control-plane-name", "mesh-control", "--control-plane-root"])
+            .arg(node.site().roots());
         command.arg("--token-file").arg(node.site().dir().join("token"));
         command.args(["--zone", node.zone(), "--region", "r1"]).args(&options.arguments);
         let log = log_of(node);
