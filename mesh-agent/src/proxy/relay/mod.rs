@@ -8,6 +8,7 @@ mod stream;
 use std::io;
 
 pub use buffer::Budget;
+pub(super) use socket::failed;
 pub use socket::reset_on_drop;
 pub use stream::relay;
 

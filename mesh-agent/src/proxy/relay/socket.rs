@@ -45,7 +45,7 @@ pub(super) fn end(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// Waits until the connection has failed.
-pub(super) async fn failed(tcp: &TcpStream) -> io::Error {
+pub(crate) async fn failed(tcp: &TcpStream) -> io::Error {
     if let Err(error) = tcp.ready(Interest::ERROR).await {
         return error;
     }
