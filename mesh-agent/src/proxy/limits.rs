@@ -23,6 +23,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Bytes in large buffers.
     pub buffers: usize,
+    /// Tunnels without stream that are kept.
+    pub idle_tunnels: usize,
     /// Streams at a time on one HTTP/2 tunnel.
     pub streams: u32,
 }
@@ -35,6 +37,7 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            idle_tunnels: 512,
             buffers: 64 << 20,
             streams: 100,
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -40,6 +40,7 @@ pub struct Connection {
     streams: Arc<AtomicU32>,
     most: u32,
     alive: Arc<tokio::sync::Semaphore>,
+    until: SystemTime,
 }
 
 /// One of a tunnel's streams, counted.
@@ -55,6 +56,7 @@ impl Connection {
     /// A tunnel on `tls`, for at most `most` streams at a time. Its frames are moved by a task of its own, which ends with the
     /// connection.
     pub async fn new(tls: Tls, most: u32) -> Result<Self, OpenError> {
+        let until = tls.until;
         let (requests, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -73,18 +75,28 @@ impl Connection {
             }
             dead.close();
         });
-        Ok(Self { requests, streams: Arc::default(), most, alive })
+        Ok(Self { requests, streams: Arc::default(), most, alive, until })
     }
 
     /// Room for one more stream, if the tunnel lives and has some.
     pub fn reserve(&self) -> Option<Slot> {
-        if self.alive.is_closed() {
+        if !self.is_alive() {
             return None;
         }
         // What the peer's settings allow, the h2 crate keeps to by itself.
         let took = self.streams.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.streams));
         (took < self.most).then_some(slot)
+    }
+
+    /// Whether it may take streams, now or later.
+    pub fn is_alive(&self) -> bool {
+        !self.alive.is_closed() && SystemTime::now() < self.until
+    }
+
+    /// Takes no more streams; those that are open go on.
+    pub fn close(&self) {
+        self.alive.close();
     }
 
     /// Streams on it now.

@@ -5,7 +5,7 @@ mod headers;
 mod relay;
 mod server;
 
-pub use client::{Connection, OpenError};
+pub use client::{Connection, OpenError, Slot};
 pub use headers::{Asked, BadRequest};
 pub use relay::relay;
 pub use server::{Incoming, Server};

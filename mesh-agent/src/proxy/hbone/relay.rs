@@ -21,26 +21,40 @@ const LARGE: usize = 64 << 10;
 /// be dropped, and is reset by that.
 pub async fn relay(
     application: &mut TcpStream,
-    mut send: SendStream<Bytes>,
+    send: SendStream<Bytes>,
     receive: RecvStream,
 ) -> (Result<(), Cut>, Moved) {
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut send = ResetOnDrop(Some(send));
     let outcome = both(application, &mut send, receive, &sent, &received).await;
-    if outcome.is_err() {
-        reset_on_drop(application);
-        // RFC 9113, section 8.5: what a reset of the TCP connection is for the peer.
-        send.send_reset(Reason::CONNECT_ERROR);
+    match outcome {
+        Ok(()) => send.0 = None,
+        Err(_) => reset_on_drop(application),
     }
     (outcome, Moved { sent: sent.into_inner(), received: received.into_inner() })
 }
 
+/// A stream that has not ended in order, also when its relay is dropped in the middle. Left to itself, h2 would reset it in the
+/// way that peers take for an end.
+struct ResetOnDrop(Option<SendStream<Bytes>>);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if let Some(send) = &mut self.0 {
+            // RFC 9113, section 8.5: what a reset of the TCP connection is for the peer.
+            send.send_reset(Reason::CONNECT_ERROR);
+        }
+    }
+}
+
 async fn both(
     application: &mut TcpStream,
-    send: &mut SendStream<Bytes>,
+    send: &mut ResetOnDrop,
     receive: RecvStream,
     sent: &AtomicU64,
     received: &AtomicU64,
 ) -> Result<(), Cut> {
+    let Some(send) = &mut send.0 else { return Err(Cut::Reset) };
     // tokio's halves borrow, so the errors of the socket are seen through the reading one.
     let (read, write) = application.split();
     let watched: &TcpStream = read.as_ref();

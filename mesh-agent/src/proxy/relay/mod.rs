@@ -2,14 +2,16 @@
 //! while bytes are on their way.
 
 mod buffer;
+mod plain;
 mod socket;
 mod stream;
 
 use std::io;
 
 pub use buffer::Budget;
+pub use plain::relay as plain;
 pub(super) use socket::failed;
-pub use socket::reset_on_drop;
+pub use socket::{end_on_drop, reset_on_drop};
 pub use stream::relay;
 
 use super::stream::{Malformed, OutOfOrder};

@@ -55,6 +55,12 @@ pub(crate) async fn failed(tcp: &TcpStream) -> io::Error {
     }
 }
 
+/// A connection that has ended in order: what is still to be sent is sent.
+pub fn end_on_drop(tcp: &TcpStream) {
+    // It fails only for a socket that has no connection.
+    drop(SockRef::from(tcp).set_linger(None));
+}
+
 /// Lets the peer see a reset, whatever is still to be sent, as soon as the socket is dropped.
 pub fn reset_on_drop(tcp: &TcpStream) {
     // It fails only for a socket that has no connection to reset.

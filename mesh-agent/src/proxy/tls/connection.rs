@@ -1,5 +1,7 @@
 //! A secured connection.
 
+use std::time::SystemTime;
+
 use tokio::net::TcpStream;
 
 use super::configs::Protocol;
@@ -18,6 +20,8 @@ pub struct Tls {
     pub received: Vec<u8>,
     /// Who is at the other end, verified.
     pub peer: SpiffeId,
+    /// Until when its certificate is valid; no stream may begin after that.
+    pub until: SystemTime,
     /// What is spoken.
     pub protocol: Protocol,
     /// Whether an earlier session was resumed.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
@@ -79,6 +80,11 @@ pub async fn accept(configs: &Configs, own: &SpiffeId, tcp: TcpStream) -> Result
     let role = configs.server(own)?;
     let connection = UnbufferedServerConnection::new(role.config)?;
     Driver::new(tcp, connection).run(&role.verifier).await
+}
+
+fn unix(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The two ends of rustls have the same calls, but no trait.
@@ -220,15 +226,15 @@ impl<E: End> Driver<E> {
 
     fn finish(self, verifier: &PeerVerifier) -> Result<Tls, HandshakeError> {
         let protocol = Protocol::agreed(self.end.alpn_protocol()).ok_or(HandshakeError::NoProtocol)?;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let peer = verifier.finished(self.end.peer_certificates().unwrap_or_default(), now)?;
+        let chain = self.end.peer_certificates().unwrap_or_default();
+        let (peer, until) = verifier.finished(chain, unix(SystemTime::now()))?;
+        let until = UNIX_EPOCH + Duration::from_secs(until.unsigned_abs());
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
         let (secrets, kernel) = self.end.finish()?;
         let (reader, writer) = split(&secrets, kernel)?;
         let mut received = self.received;
         received.drain(..self.given);
         received.shrink_to_fit();
-        Ok(Tls { tcp: self.tcp, reader, writer, received, peer, protocol, resumed })
+        Ok(Tls { tcp: self.tcp, reader, writer, received, peer, until, protocol, resumed })
     }
 }

@@ -106,15 +106,22 @@ impl PeerVerifier {
     /// The peer of a finished handshake. A resumed one has verified no certificate: the chain was verified when the session
     /// began, against the same roots (other roots make another configuration, which knows none of the sessions), but time
     /// has passed.
-    pub(super) fn finished(&self, chain: &[CertificateDer<'_>], now: i64) -> Result<SpiffeId, NotTrusted> {
+    /// Also returned: until when the whole chain is valid.
+    pub(super) fn finished(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: i64,
+    ) -> Result<(SpiffeId, i64), NotTrusted> {
         let leaf = chain.first().ok_or(NotTrusted::Names)?;
+        let mut until = i64::MAX;
         for certificate in chain {
             let validity = parse(certificate)?.validity().clone();
             if now < validity.not_before.timestamp() || now > validity.not_after.timestamp() {
                 return Err(NotTrusted::Lapsed);
             }
+            until = until.min(validity.not_after.timestamp());
         }
-        self.names(leaf)
+        Ok((self.names(leaf)?, until))
     }
 
     fn signature(

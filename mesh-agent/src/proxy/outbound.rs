@@ -1,0 +1,228 @@
+//! Connections of a workload of this node to others.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderValue;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{interval, timeout};
+use tracing::debug;
+
+use super::accept;
+use super::drain::Drain;
+use super::hbone::{self, Connection, OpenError, Slot};
+use super::host::{Endpoint, Outward, Route};
+use super::inbound::canonical;
+use super::limits::{Allowance, count};
+use super::pool::{Pool, SWEEP};
+use super::relay::{self, end_on_drop, reset_on_drop};
+use super::stream::{Reason, Request};
+use super::tls::{self, Configs, Protocol, Tls};
+use super::tunnel::{self, TunnelError};
+use crate::identity::SpiffeId;
+
+/// The outbound side of a pod.
+pub struct Outbound {
+    /// Whose it is.
+    pub own: SpiffeId,
+    /// TLS.
+    pub configs: Arc<Configs>,
+    /// What the proxy is told.
+    pub host: Arc<dyn Outward>,
+    /// What it may use.
+    pub allowance: Arc<Allowance>,
+    /// Its tunnels.
+    pub pool: Pool,
+    /// What peers that speak HTTP/2 are told about the workload, for their telemetry.
+    pub baggage: Option<HeaderValue>,
+}
+
+/// Takes applications' connections from `listener` (port 15001) until the drain is over.
+pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain) {
+    let each = Arc::clone(&outbound);
+    let served = accept::serve(listener, &outbound.allowance, drain, move |tcp, peer| {
+        connection(Arc::clone(&each), tcp, peer)
+    });
+    let sweeping = async {
+        let mut due = interval(SWEEP);
+        loop {
+            due.tick().await;
+            outbound.pool.sweep(Instant::now());
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = sweeping => {}
+    }
+}
+
+async fn connection(outbound: Arc<Outbound>, mut application: TcpStream, peer: SocketAddr) {
+    // Unless it ends in order, whichever way it ends.
+    reset_on_drop(&application);
+    let Ok(local) = application.local_addr() else { return };
+    // Without one it was made to the proxy itself.
+    let Some(destination) = outbound.host.destination(canonical(peer), canonical(local)) else { return };
+    let (endpoints, host) = match outbound.host.route(destination) {
+        Route::Refuse => return,
+        Route::Direct(to) => return direct(&outbound, application, to).await,
+        Route::Tunnel { endpoints, host } => (endpoints, host),
+    };
+    let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
+    let Some((endpoint, stream)) = Box::pin(find(&outbound, &endpoints, request)).await else { return };
+    let using = outbound.pool.using(endpoint);
+    let clean = match stream {
+        Stream::Own(mut tls) => {
+            let (outcome, _moved) = relay::relay(&application, &mut tls, &outbound.allowance.budget).await;
+            drop(using);
+            match outcome {
+                Ok(()) => {
+                    outbound.pool.put(endpoint, tls, Instant::now());
+                    true
+                }
+                Err(_) => false,
+            }
+        }
+        Stream::Http2(send, receive, _slot) => {
+            Box::pin(hbone::relay(&mut application, send, receive)).await.0.is_ok()
+        }
+    };
+    if clean {
+        end_on_drop(&application);
+    }
+}
+
+async fn direct(outbound: &Outbound, application: TcpStream, to: SocketAddr) {
+    let limit = outbound.allowance.limits.connect_timeout;
+    if let Ok(Ok(other)) = timeout(limit, outbound.host.dial(to)).await {
+        accept::prepare(&other);
+        if relay::plain(&application, &other, &outbound.allowance.budget).await.0.is_ok() {
+            end_on_drop(&application);
+        }
+    }
+}
+
+/// A stream that a peer has accepted.
+enum Stream {
+    Own(Box<Tls>),
+    Http2(SendStream<Bytes>, RecvStream, Slot),
+}
+
+/// Why an endpoint gives no stream.
+enum Failure {
+    /// The endpoint, or its node: another may do better.
+    Endpoint(String),
+    /// The request itself.
+    Final(String),
+}
+
+/// A stream of the first endpoint that gives one.
+async fn find<'a>(
+    outbound: &Outbound,
+    endpoints: &'a [Endpoint],
+    request: Request,
+) -> Option<(&'a Endpoint, Stream)> {
+    for (attempt, endpoint) in endpoints.iter().enumerate() {
+        if attempt > 0 {
+            count(&outbound.allowance.counts.retried);
+        }
+        let request = Request { destination: endpoint.target, ..request.clone() };
+        // Connect and answer of the application have each their time at the other end, so twice it in all.
+        let limit = outbound.allowance.limits.connect_timeout * 2;
+        match timeout(limit, open(outbound, endpoint, request)).await {
+            Ok(Ok(stream)) => return Some((endpoint, stream)),
+            Ok(Err(Failure::Final(reason))) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %reason, "refused");
+                return None;
+            }
+            Ok(Err(Failure::Endpoint(reason))) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %reason, "no stream");
+            }
+            Err(_elapsed) => debug!(own = %outbound.own, to = %endpoint.identity, "no stream in time"),
+        }
+    }
+    None
+}
+
+async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
+    while let Some(mut tls) = outbound.pool.take(endpoint).await {
+        match tunnel::open(&mut tls, request.clone()).await {
+            Ok(()) => {
+                count(&outbound.allowance.counts.reused);
+                return Ok(Stream::Own(tls));
+            }
+            Err(TunnelError::Refused { reason, text }) => return Err(refused(reason, &text)),
+            // It ended between two streams: no byte of the application has been sent.
+            Err(_ended) => {}
+        }
+    }
+    while let Some((connection, slot)) = outbound.pool.share(endpoint) {
+        match connection.open(&request, outbound.baggage.as_ref()).await {
+            Ok((send, receive)) => {
+                count(&outbound.allowance.counts.reused);
+                return Ok(Stream::Http2(send, receive, slot));
+            }
+            Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
+            Err(OpenError::Http(error)) => return Err(Failure::Final(error.to_string())),
+            Err(OpenError::H2(error)) if error.is_remote() && error.is_reset() => {
+                return Err(Failure::Endpoint(error.to_string()));
+            }
+            // GOAWAY, or the connection has gone: it is not to be found again.
+            Err(OpenError::H2(_)) => connection.close(),
+        }
+    }
+    let mut tls = Box::pin(fresh(outbound, endpoint)).await?;
+    match tls.protocol {
+        Protocol::Stream => match tunnel::open(&mut tls, request).await {
+            Ok(()) => Ok(Stream::Own(tls)),
+            Err(TunnelError::Refused { reason, text }) => Err(refused(reason, &text)),
+            Err(error) => Err(Failure::Endpoint(error.to_string())),
+        },
+        Protocol::H2 => {
+            let failed = |error: OpenError| Failure::Endpoint(error.to_string());
+            let streams = outbound.allowance.limits.streams;
+            let connection = Connection::new(*tls, streams).await.map_err(failed)?;
+            let slot = connection.reserve().ok_or_else(|| Failure::Endpoint("closed".to_owned()))?;
+            outbound.pool.offer(endpoint, connection.clone());
+            match connection.open(&request, outbound.baggage.as_ref()).await {
+                Ok((send, receive)) => Ok(Stream::Http2(send, receive, slot)),
+                Err(OpenError::Refused(reason)) => Err(refused(reason, "")),
+                Err(error @ (OpenError::Http(_) | OpenError::H2(_))) => Err(failed(error)),
+            }
+        }
+    }
+}
+
+fn refused(reason: Reason, text: &str) -> Failure {
+    let told = format!("refused ({}) {text}", reason.name());
+    if reason.is_about_the_endpoint() { Failure::Endpoint(told) } else { Failure::Final(told) }
+}
+
+/// A new tunnel.
+async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Failure> {
+    let limits = outbound.allowance.limits;
+    let counts = &outbound.allowance.counts;
+    let tcp = match timeout(limits.connect_timeout, outbound.host.dial(endpoint.tunnel)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) => return Err(Failure::Endpoint(error.to_string())),
+        Err(_elapsed) => return Err(Failure::Endpoint("connect timed out".to_owned())),
+    };
+    accept::prepare(&tcp);
+    let shaken = tls::connect(&outbound.configs, &outbound.own, &endpoint.identity, tcp);
+    match timeout(limits.handshake_timeout, shaken).await {
+        Ok(Ok(tls)) => {
+            count(&counts.handshakes);
+            Ok(Box::new(tls))
+        }
+        Ok(Err(error)) => {
+            count(&counts.failed_handshakes);
+            Err(Failure::Endpoint(error.to_string()))
+        }
+        Err(_elapsed) => {
+            count(&counts.slow_handshakes);
+            Err(Failure::Endpoint("handshake timed out".to_owned()))
+        }
+    }
+}
