@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
+use super::relay::{Cut, Moved};
 use super::stream::Reason;
 use crate::identity::SpiffeId;
 
@@ -40,12 +42,29 @@ pub enum Route {
     Refuse,
 }
 
+/// A connection of a workload of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialled {
+    /// The application's end.
+    pub application: SocketAddr,
+    /// Where it meant to connect.
+    pub destination: SocketAddr,
+    /// Whom it got; none: without a tunnel, or not yet.
+    pub endpoint: Option<Endpoint>,
+}
+
 /// What the outbound side of a pod asks.
 pub trait Outward: Send + Sync + 'static {
     /// Where the application meant to connect, by the two ends of its connection to the proxy.
     fn destination(&self, application: SocketAddr, listener: SocketAddr) -> Option<SocketAddr>;
     /// Where that goes.
     fn route(&self, destination: SocketAddr) -> Route;
+    /// Whether a connection may still be: its endpoint has not gone, policy permits it. Asked when [`Outward::changed`] says so.
+    fn still(&self, dialled: &Dialled) -> bool;
+    /// A number that changes with each change of endpoints and of policy.
+    fn changed(&self) -> watch::Receiver<u64>;
+    /// Told once for each connection that ends or is refused.
+    fn finished(&self, dialled: &Dialled, outcome: &Outcome);
     /// A connection from within the pod's network namespace.
     fn dial(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>>;
 }
@@ -78,7 +97,7 @@ pub trait Inward: Send + Sync + 'static {
     /// A connection to the application, from within the pod's network namespace.
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<TcpStream>>;
     /// A number that changes with each change of policy.
-    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+    fn changed(&self) -> watch::Receiver<u64>;
     /// Told once for each connection that ends or is refused.
     fn finished(&self, wanted: &Wanted, outcome: &Outcome);
 }
@@ -89,7 +108,16 @@ pub enum Outcome {
     /// It was refused.
     Refused(Reason),
     /// Both directions have ended.
-    Ended(super::relay::Moved),
+    Ended(Moved),
     /// It was torn down, with why.
-    Cut(super::relay::Moved, String),
+    Cut(Moved, String),
+}
+
+impl Outcome {
+    pub(super) fn of(outcome: Result<(), Cut>, moved: Moved) -> Self {
+        match outcome {
+            Ok(()) => Self::Ended(moved),
+            Err(cut) => Self::Cut(moved, cut.to_string()),
+        }
+    }
 }

@@ -62,7 +62,7 @@ async fn tunnel(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, drain: 
 }
 
 async fn handshake(inbound: &Inbound, tcp: TcpStream) -> Option<Box<Tls>> {
-    let Some(_room) = inbound.allowance.handshake() else {
+    let Some(_room) = inbound.allowance.handshake().await else {
         reset_on_drop(&tcp);
         return None;
     };
@@ -124,11 +124,9 @@ async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut dra
 fn request(bytes: &[u8]) -> Result<Request, TunnelError> {
     let message = Message::decode(bytes)?;
     Order::Idle.server_received(&message)?;
-    match message {
-        Message::Request(request) => Ok(*request),
-        // The order lets nothing else through.
-        _ => Err(super::stream::OutOfOrder.into()),
-    }
+    // The order lets nothing else through.
+    let Message::Request(request) = message else { return Err(super::stream::OutOfOrder.into()) };
+    Ok(*request)
 }
 
 /// Whether the tunnel may carry another.
@@ -288,11 +286,13 @@ fn finish(
     relayed: Option<(Result<(), Cut>, Moved)>,
 ) -> bool {
     let (outcome, clean) = match relayed {
-        Some((Ok(()), moved)) => {
-            end_on_drop(application);
-            (Outcome::Ended(moved), true)
+        Some((outcome, moved)) => {
+            let clean = outcome.is_ok();
+            if clean {
+                end_on_drop(application);
+            }
+            (Outcome::of(outcome, moved), clean)
         }
-        Some((Err(cut), moved)) => (Outcome::Cut(moved, cut.to_string()), false),
         None => {
             count(&inbound.allowance.counts.revoked);
             (Outcome::Cut(Moved::default(), "policy no longer permits it".to_owned()), false)

@@ -51,7 +51,7 @@ pub struct Counts {
     pub accepted: AtomicU64,
     /// Connections reset because there were too many.
     pub over_connections: AtomicU64,
-    /// Connections reset because there were too many handshakes.
+    /// Handshakes that had to wait because there were too many.
     pub over_handshakes: AtomicU64,
     /// Handshakes that took too long.
     pub slow_handshakes: AtomicU64,
@@ -104,13 +104,14 @@ impl Allowance {
         permit
     }
 
-    /// Room for a handshake.
-    pub(super) fn handshake(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.handshakes).try_acquire_owned().ok();
-        if permit.is_none() {
-            count(&self.counts.over_handshakes);
+    /// Room for a handshake. Many at once wait for each other: a reset would only make them come again.
+    pub(super) async fn handshake(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() {
+            return Some(permit);
         }
-        permit
+        count(&self.counts.over_handshakes);
+        let room = Arc::clone(&self.handshakes).acquire_owned();
+        tokio::time::timeout(self.limits.handshake_timeout, room).await.ok()?.ok()
     }
 
     /// Connections now.

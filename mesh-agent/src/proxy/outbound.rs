@@ -14,11 +14,11 @@ use tracing::debug;
 use super::accept;
 use super::drain::Drain;
 use super::hbone::{self, Connection, OpenError, Slot};
-use super::host::{Endpoint, Outward, Route};
+use super::host::{Dialled, Endpoint, Outcome, Outward, Route};
 use super::inbound::canonical;
 use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
-use super::relay::{self, end_on_drop, reset_on_drop};
+use super::relay::{self, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Reason, Request};
 use super::tls::{self, Configs, Protocol, Tls};
 use super::tunnel::{self, TunnelError};
@@ -65,43 +65,92 @@ async fn connection(outbound: Arc<Outbound>, mut application: TcpStream, peer: S
     let Ok(local) = application.local_addr() else { return };
     // Without one it was made to the proxy itself.
     let Some(destination) = outbound.host.destination(canonical(peer), canonical(local)) else { return };
-    let (endpoints, host) = match outbound.host.route(destination) {
-        Route::Refuse => return,
-        Route::Direct(to) => return direct(&outbound, application, to).await,
-        Route::Tunnel { endpoints, host } => (endpoints, host),
-    };
-    let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
-    let Some((endpoint, stream)) = Box::pin(find(&outbound, &endpoints, request)).await else { return };
-    let using = outbound.pool.using(endpoint);
-    let clean = match stream {
-        Stream::Own(mut tls) => {
-            let (outcome, _moved) = relay::relay(&application, &mut tls, &outbound.allowance.budget).await;
-            drop(using);
-            match outcome {
-                Ok(()) => {
-                    outbound.pool.put(endpoint, tls, Instant::now());
-                    true
+    let mut dialled = Dialled { application: canonical(peer), destination, endpoint: None };
+    // From before the route, so that no change is missed.
+    let changed = outbound.host.changed();
+    let outcome = match outbound.host.route(destination) {
+        Route::Refuse => Outcome::Refused(Reason::Policy),
+        Route::Direct(to) => {
+            let relayed = direct(&outbound, &application, to);
+            watch(&outbound, &dialled, changed, relayed).await
+        }
+        Route::Tunnel { endpoints, host } => {
+            let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
+            match Box::pin(find(&outbound, endpoints, request)).await {
+                Ok((endpoint, stream)) => {
+                    dialled.endpoint = Some(endpoint.clone());
+                    let relayed = tunnelled(&outbound, &mut application, &endpoint, stream);
+                    watch(&outbound, &dialled, changed, relayed).await
                 }
-                Err(_) => false,
+                Err(reason) => Outcome::Refused(reason),
             }
         }
-        Stream::Http2(send, receive, _slot) => {
-            Box::pin(hbone::relay(&mut application, send, receive)).await.0.is_ok()
-        }
     };
-    if clean {
+    if matches!(outcome, Outcome::Ended(_)) {
         end_on_drop(&application);
+    }
+    outbound.host.finished(&dialled, &outcome);
+}
+
+/// A stream, unless it may no longer be.
+async fn watch(
+    outbound: &Outbound,
+    dialled: &Dialled,
+    mut changed: tokio::sync::watch::Receiver<u64>,
+    relayed: impl Future<Output = Outcome>,
+) -> Outcome {
+    let revoked = async {
+        while changed.changed().await.is_ok() {
+            if !outbound.host.still(dialled) {
+                return;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = relayed => outcome,
+        () = revoked => {
+            count(&outbound.allowance.counts.revoked);
+            Outcome::Cut(Moved::default(), "its endpoint has gone, or policy no longer permits it".to_owned())
+        }
     }
 }
 
-async fn direct(outbound: &Outbound, application: TcpStream, to: SocketAddr) {
-    let limit = outbound.allowance.limits.connect_timeout;
-    if let Ok(Ok(other)) = timeout(limit, outbound.host.dial(to)).await {
-        accept::prepare(&other);
-        if relay::plain(&application, &other, &outbound.allowance.budget).await.0.is_ok() {
-            end_on_drop(&application);
+async fn tunnelled(
+    outbound: &Outbound,
+    application: &mut TcpStream,
+    endpoint: &Endpoint,
+    stream: Stream,
+) -> Outcome {
+    let using = outbound.pool.using(endpoint);
+    let (outcome, moved) = match stream {
+        Stream::Own(mut tls) => {
+            let relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
+            drop(using);
+            if relayed.0.is_ok() {
+                outbound.pool.put(endpoint, tls, Instant::now());
+            }
+            relayed
         }
+        Stream::Http2(send, receive, _slot) => Box::pin(hbone::relay(application, send, receive)).await,
+    };
+    Outcome::of(outcome, moved)
+}
+
+async fn direct(outbound: &Outbound, application: &TcpStream, to: SocketAddr) -> Outcome {
+    let limit = outbound.allowance.limits.connect_timeout;
+    let other = match timeout(limit, outbound.host.dial(to)).await {
+        Ok(Ok(other)) => other,
+        Ok(Err(_)) => return Outcome::Refused(Reason::Upstream),
+        Err(_elapsed) => return Outcome::Refused(Reason::Timeout),
+    };
+    accept::prepare(&other);
+    reset_on_drop(&other);
+    let (outcome, moved) = relay::plain(application, &other, &outbound.allowance.budget).await;
+    if outcome.is_ok() {
+        end_on_drop(&other);
     }
+    Outcome::of(outcome, moved)
 }
 
 /// A stream that a peer has accepted.
@@ -113,37 +162,42 @@ enum Stream {
 /// Why an endpoint gives no stream.
 enum Failure {
     /// The endpoint, or its node: another may do better.
-    Endpoint(String),
+    Endpoint(Reason, String),
     /// The request itself.
-    Final(String),
+    Final(Reason, String),
 }
 
-/// A stream of the first endpoint that gives one.
-async fn find<'a>(
+/// A stream of the first endpoint that gives one, or why the last did not.
+async fn find(
     outbound: &Outbound,
-    endpoints: &'a [Endpoint],
+    endpoints: Vec<Endpoint>,
     request: Request,
-) -> Option<(&'a Endpoint, Stream)> {
-    for (attempt, endpoint) in endpoints.iter().enumerate() {
+) -> Result<(Endpoint, Stream), Reason> {
+    let mut last = Reason::Upstream;
+    for (attempt, endpoint) in endpoints.into_iter().enumerate() {
         if attempt > 0 {
             count(&outbound.allowance.counts.retried);
         }
         let request = Request { destination: endpoint.target, ..request.clone() };
         // Connect and answer of the application have each their time at the other end, so twice it in all.
         let limit = outbound.allowance.limits.connect_timeout * 2;
-        match timeout(limit, open(outbound, endpoint, request)).await {
-            Ok(Ok(stream)) => return Some((endpoint, stream)),
-            Ok(Err(Failure::Final(reason))) => {
-                debug!(own = %outbound.own, to = %endpoint.identity, %reason, "refused");
-                return None;
+        let failure = match timeout(limit, open(outbound, &endpoint, request)).await {
+            Ok(Ok(stream)) => return Ok((endpoint, stream)),
+            Ok(Err(failure)) => failure,
+            Err(_elapsed) => Failure::Endpoint(Reason::Timeout, "no stream in time".to_owned()),
+        };
+        match failure {
+            Failure::Final(reason, why) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %why, "refused");
+                return Err(reason);
             }
-            Ok(Err(Failure::Endpoint(reason))) => {
-                debug!(own = %outbound.own, to = %endpoint.identity, %reason, "no stream");
+            Failure::Endpoint(reason, why) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %why, "no stream");
+                last = reason;
             }
-            Err(_elapsed) => debug!(own = %outbound.own, to = %endpoint.identity, "no stream in time"),
         }
     }
-    None
+    Err(last)
 }
 
 async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
@@ -165,9 +219,9 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
                 return Ok(Stream::Http2(send, receive, slot));
             }
             Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
-            Err(OpenError::Http(error)) => return Err(Failure::Final(error.to_string())),
+            Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
             Err(OpenError::H2(error)) if error.is_remote() && error.is_reset() => {
-                return Err(Failure::Endpoint(error.to_string()));
+                return Err(Failure::Endpoint(Reason::Upstream, error.to_string()));
             }
             // GOAWAY, or the connection has gone: it is not to be found again.
             Err(OpenError::H2(_)) => connection.close(),
@@ -178,13 +232,15 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
         Protocol::Stream => match tunnel::open(&mut tls, request).await {
             Ok(()) => Ok(Stream::Own(tls)),
             Err(TunnelError::Refused { reason, text }) => Err(refused(reason, &text)),
-            Err(error) => Err(Failure::Endpoint(error.to_string())),
+            Err(error) => Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
         },
         Protocol::H2 => {
-            let failed = |error: OpenError| Failure::Endpoint(error.to_string());
+            let failed = |error: OpenError| Failure::Endpoint(Reason::Upstream, error.to_string());
             let streams = outbound.allowance.limits.streams;
             let connection = Connection::new(*tls, streams).await.map_err(failed)?;
-            let slot = connection.reserve().ok_or_else(|| Failure::Endpoint("closed".to_owned()))?;
+            let slot = connection
+                .reserve()
+                .ok_or_else(|| Failure::Endpoint(Reason::Upstream, "closed".to_owned()))?;
             outbound.pool.offer(endpoint, connection.clone());
             match connection.open(&request, outbound.baggage.as_ref()).await {
                 Ok((send, receive)) => Ok(Stream::Http2(send, receive, slot)),
@@ -197,7 +253,11 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
 
 fn refused(reason: Reason, text: &str) -> Failure {
     let told = format!("refused ({}) {text}", reason.name());
-    if reason.is_about_the_endpoint() { Failure::Endpoint(told) } else { Failure::Final(told) }
+    if reason.is_about_the_endpoint() {
+        Failure::Endpoint(reason, told)
+    } else {
+        Failure::Final(reason, told)
+    }
 }
 
 /// A new tunnel.
@@ -206,10 +266,13 @@ async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Fai
     let counts = &outbound.allowance.counts;
     let tcp = match timeout(limits.connect_timeout, outbound.host.dial(endpoint.tunnel)).await {
         Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) => return Err(Failure::Endpoint(error.to_string())),
-        Err(_elapsed) => return Err(Failure::Endpoint("connect timed out".to_owned())),
+        Ok(Err(error)) => return Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
+        Err(_elapsed) => return Err(Failure::Endpoint(Reason::Timeout, "connect timed out".to_owned())),
     };
     accept::prepare(&tcp);
+    let Some(_room) = outbound.allowance.handshake().await else {
+        return Err(Failure::Endpoint(Reason::Limit, "too many handshakes".to_owned()));
+    };
     let shaken = tls::connect(&outbound.configs, &outbound.own, &endpoint.identity, tcp);
     match timeout(limits.handshake_timeout, shaken).await {
         Ok(Ok(tls)) => {
@@ -218,11 +281,11 @@ async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Fai
         }
         Ok(Err(error)) => {
             count(&counts.failed_handshakes);
-            Err(Failure::Endpoint(error.to_string()))
+            Err(Failure::Endpoint(Reason::Upstream, error.to_string()))
         }
         Err(_elapsed) => {
             count(&counts.slow_handshakes);
-            Err(Failure::Endpoint("handshake timed out".to_owned()))
+            Err(Failure::Endpoint(Reason::Timeout, "handshake timed out".to_owned()))
         }
     }
 }

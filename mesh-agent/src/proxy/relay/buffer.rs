@@ -17,7 +17,7 @@ const PADDING: usize = 256;
 /// Buffers that a thread keeps for the next connection, of each size.
 const KEPT: usize = 4;
 /// Most pieces in one write.
-const PIECES: usize = 32;
+const PIECES: usize = SLOTS;
 
 /// How much a connection moves at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

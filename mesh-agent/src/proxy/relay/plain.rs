@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::net::TcpStream;
 
 use super::buffer::{Budget, Size};
+use super::socket::Room;
 use super::{Cut, Moved, socket};
 
 /// Moves bytes until both directions have ended: `sent` from `application` to `other`. After any other end both are to be dropped,
@@ -73,10 +74,9 @@ async fn copy(from: End<'_>, to: End<'_>, budget: &Arc<Budget>, moved: &AtomicU6
         while !left.is_empty() {
             match socket::write(to, &[IoSlice::new(left)]).map_err(to_cut)? {
                 Some(written) => left = &left[written..],
-                None => tokio::select! {
-                    ready = to.writable() => ready.map_err(to_cut)?,
-                    // What it has sent is stuck, and nobody waits for it any more.
-                    error = socket::failed(from) => return Err(from_cut(error)),
+                None => match socket::room(to, from).await {
+                    Room::Some => {}
+                    Room::Failed(error) => return Err(from_cut(error)),
                 },
             }
         }

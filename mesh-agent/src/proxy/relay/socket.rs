@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
+use std::pin::Pin;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -42,6 +43,28 @@ pub(super) fn write(tcp: &TcpStream, from: &[IoSlice<'_>]) -> io::Result<Option<
 /// Ends what is sent.
 pub(super) fn end(tcp: &TcpStream) -> io::Result<()> {
     SockRef::from(tcp).shutdown(Shutdown::Write)
+}
+
+/// How waiting for room has ended.
+pub(super) enum Room {
+    /// There is some, or the socket has failed, which the next write says.
+    Some,
+    /// The other end of the copy has failed.
+    Failed(io::Error),
+}
+
+/// Waits until `to` takes more, or `from`, whose bytes are stuck, has failed. In a box of its own: who copies is blocked rarely,
+/// but waits for bytes all the time, and that should not take the room of both.
+pub(super) fn room<'a>(
+    to: &'a TcpStream,
+    from: &'a TcpStream,
+) -> Pin<Box<dyn Future<Output = Room> + Send + 'a>> {
+    Box::pin(async move {
+        tokio::select! {
+            _ready = to.writable() => Room::Some,
+            error = failed(from) => Room::Failed(error),
+        }
+    })
 }
 
 /// Waits until the connection has failed.

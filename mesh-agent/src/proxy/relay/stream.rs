@@ -3,7 +3,7 @@
 //! Application to tunnel: one `readv` into the slots of the records, sealed where they lie, one `write`. Tunnel to application:
 //! one `read` of many records, opened where they lie, one `writev`.
 
-use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::net::TcpStream;
 
 use super::buffer::{Budget, Buffer, Pieces, SLOT, Size};
+use super::socket::Room;
 use super::{Cut, Moved, socket};
 use crate::proxy::stream::{DATA, MAX_DATA, Malformed, Message, OutOfOrder};
 use crate::proxy::tls::{Event, HEADER, Reader, Tls, Writer};
@@ -80,7 +81,7 @@ fn tear_down(common: &Common<'_>, writer: &mut Writer, cut: &Cut) {
             })
         }
         Cut::Reset => true,
-        _ => false,
+        Cut::Application(_) | Cut::Tunnel(_) | Cut::Tls(_) | Cut::Malformed(_) | Cut::OutOfOrder(_) => false,
     };
     if !told {
         socket::reset_on_drop(common.tunnel);
@@ -105,11 +106,16 @@ async fn both(
             done = &mut up, if !common.sent_end.get() => done?,
             done = &mut down => return done,
             // Nobody reads the application's connection any more, so nobody else would notice.
-            error = socket::failed(common.application), if common.sent_end.get() => {
+            error = half_closed(common.application), if common.sent_end.get() => {
                 return Err(Cut::Application(error));
             }
         }
     }
+}
+
+/// Waits for the failure of a connection that is not read any more; in a box, as few are.
+async fn half_closed(tcp: &TcpStream) -> io::Error {
+    Box::pin(socket::failed(tcp)).await
 }
 
 /// From the application into the tunnel.
@@ -164,10 +170,9 @@ async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
     while !bytes.is_empty() {
         match socket::write(common.tunnel, &[IoSlice::new(bytes)]).map_err(Cut::Tunnel)? {
             Some(written) => bytes = &bytes[written..],
-            None => tokio::select! {
-                ready = common.tunnel.writable() => ready.map_err(Cut::Tunnel)?,
-                // What it has sent is stuck, and nobody waits for it any more.
-                error = socket::failed(common.application) => return Err(Cut::Application(error)),
+            None => match socket::room(common.tunnel, common.application).await {
+                Room::Some => {}
+                Room::Failed(error) => return Err(Cut::Application(error)),
             },
         }
     }
@@ -280,10 +285,10 @@ async fn deliver(common: &Common<'_>, bytes: &[u8], pieces: &mut Pieces) -> Resu
                 pieces.advance(written);
                 common.received.fetch_add(written as u64, Relaxed);
             }
-            None => tokio::select! {
-                ready = common.application.writable() => ready.map_err(Cut::Application)?,
-                // A reset of the tunnel must not wait until the application reads.
-                error = socket::failed(common.tunnel) => return Err(Cut::Tunnel(error)),
+            // A reset of the tunnel must not wait until the application reads.
+            None => match socket::room(common.application, common.tunnel).await {
+                Room::Some => {}
+                Room::Failed(error) => return Err(Cut::Tunnel(error)),
             },
         }
     }

@@ -49,6 +49,7 @@ struct Key {
 }
 
 impl Key {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum may grow; what is not known is refused")]
     fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
         let (algorithm, key, iv) = match secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
