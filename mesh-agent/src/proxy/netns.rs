@@ -10,7 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -21,16 +21,32 @@ const BACKLOG: i32 = 4096;
 /// What the thread needs.
 const STACK: usize = 64 << 10;
 
+/// Sockets made ahead for a family that is used, so that a connection need not wait for the thread.
+const AHEAD: usize = 8;
+
 /// A pod's network namespace. Dropped, its thread ends; sockets that were made live on.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     asks: mpsc::Sender<Ask>,
+    ahead: Arc<Mutex<Ahead>>,
 }
 
 #[derive(Debug)]
-struct Ask {
-    domain: Domain,
-    made: oneshot::Sender<io::Result<Socket>>,
+enum Ask {
+    Now(Domain, oneshot::Sender<io::Result<Socket>>),
+    Ahead(Domain),
+}
+
+#[derive(Debug, Default)]
+struct Ahead {
+    four: Vec<Socket>,
+    six: Vec<Socket>,
+}
+
+impl Ahead {
+    fn of(&mut self, domain: Domain) -> &mut Vec<Socket> {
+        if domain == Domain::IPV6 { &mut self.six } else { &mut self.four }
+    }
 }
 
 impl Namespace {
@@ -43,6 +59,8 @@ impl Namespace {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let (asks, asked) = mpsc::channel::<Ask>();
+        let ahead = Arc::new(Mutex::new(Ahead::default()));
+        let filled = Arc::clone(&ahead);
         let (entered, entering) = mpsc::sync_channel(1);
         std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn(move || {
             let inside = enter(&file);
@@ -52,13 +70,16 @@ impl Namespace {
             if entered.send(inside).is_err() || !stay {
                 return;
             }
-            while let Ok(Ask { domain, made }) = asked.recv() {
-                // Whoever asked may have gone: the socket goes, too.
-                drop(made.send(make(domain)));
+            while let Ok(ask) = asked.recv() {
+                match ask {
+                    // Whoever asked may have gone: the socket goes, too.
+                    Ask::Now(domain, made) => drop(made.send(make(domain))),
+                    Ask::Ahead(domain) => fill(&filled, domain),
+                }
             }
         })?;
         entering.recv().map_err(|_ended| io::Error::other("the thread of a network namespace ended"))??;
-        Ok(Self { asks })
+        Ok(Self { asks, ahead })
     }
 
     /// Listens at `address` in the namespace.
@@ -90,11 +111,29 @@ impl Namespace {
 
     async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {
         let ended = || io::Error::other("the thread of a network namespace has ended");
-        let (made, socket) = oneshot::channel();
         let domain = Domain::for_address(address);
-        self.asks.send(Ask { domain, made }).map_err(|_gone| ended())?;
+        let (found, left) = {
+            let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            let sockets = ahead.of(domain);
+            (sockets.pop(), sockets.len())
+        };
+        if left < AHEAD / 2 {
+            self.asks.send(Ask::Ahead(domain)).map_err(|_gone| ended())?;
+        }
+        if let Some(socket) = found {
+            return Ok(socket);
+        }
+        let (made, socket) = oneshot::channel();
+        self.asks.send(Ask::Now(domain, made)).map_err(|_gone| ended())?;
         socket.await.map_err(|_gone| ended())?
     }
+}
+
+fn fill(ahead: &Mutex<Ahead>, domain: Domain) {
+    let have = ahead.lock().unwrap_or_else(PoisonError::into_inner).of(domain).len();
+    // A socket that cannot be made now is missed, and its error told, when one is asked for.
+    let made = (have..AHEAD).map_while(|_| make(domain).ok()).collect::<Vec<_>>();
+    ahead.lock().unwrap_or_else(PoisonError::into_inner).of(domain).extend(made);
 }
 
 fn make(domain: Domain) -> io::Result<Socket> {

@@ -59,6 +59,12 @@ async fn sockets_are_in_the_pod_and_only_there() {
         let (client, accepted) = tokio::join!(namespace.connect_from(from, address), listener.accept());
         drop(client.unwrap());
         assert_eq!(accepted.unwrap().1.ip(), from.ip());
+        // More than are made ahead, each of them in the pod.
+        for _ in 0..3 * AHEAD {
+            let (client, accepted) = tokio::join!(namespace.connect(address), listener.accept());
+            assert_eq!(client.unwrap().peer_addr().unwrap(), address);
+            accepted.unwrap();
+        }
         drop(six);
     }
     let gone = async {

@@ -136,3 +136,21 @@ async fn nonsense_in_a_tunnel_ends_only_that_tunnel() {
     well.write_all(b"y").await.unwrap();
     timeout(LONG, well.read_exact(&mut [0])).await.unwrap().unwrap();
 }
+
+/// Who is no peer at all: plaintext, nonsense, and a handshake without end.
+#[tokio::test]
+async fn nonsense_instead_of_a_handshake_ends_only_itself() {
+    let mesh = Mesh::new().await;
+    let endless = [&[22, 3, 1, 0x40, 0][..], &[1; 0x4000]].concat();
+    let words: [&[u8]; 5] =
+        [b"GET / HTTP/1.1\r\n\r\n", &[0; 4096], &[255; 4096], &[22, 3, 3, 255, 255], &endless];
+    for (round, nonsense) in words.into_iter().enumerate() {
+        let mut tcp = TcpStream::connect(mesh.tunnel).await.unwrap();
+        let said = async { while tcp.write_all(nonsense).await.is_ok() {} };
+        timeout(LONG, said).await.expect("a handshake without end is taken");
+        assert_eq!(mesh.count(|counts| &counts.failed_handshakes).1, round as u64 + 1);
+    }
+    let target = echo().await;
+    mesh.route(target, vec![mesh.endpoint(target)]);
+    assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+}

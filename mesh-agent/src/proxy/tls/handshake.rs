@@ -154,8 +154,9 @@ impl<E: End> Driver<E> {
                     self.read_record().await?;
                 }
                 Err(error) => {
-                    // The alert that rustls has for the peer; that it does not get it changes nothing.
-                    while let Ok(Step::Again) = self.step() {}
+                    // The alert that rustls has for the peer: the first that it says after an error. Asked further, it would look
+                    // at the same bytes again. That the peer does not get it changes nothing.
+                    drop(self.step());
                     drop(self.flush().await);
                     return Err(error);
                 }

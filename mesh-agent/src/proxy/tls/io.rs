@@ -92,23 +92,25 @@ impl TlsIo {
             }
             self.tls.received.drain(..self.next);
             self.next = 0;
-            if self.tls.received.is_empty() {
-                self.tls.received = Vec::new();
-                ready!(self.tls.tcp.poll_read_ready(cx))?;
-            }
-            let have = self.tls.received.len();
-            self.tls.received.resize(BUFFER.max(have + MAX_PLAINTEXT), 0);
-            let mut buffer = ReadBuf::new(&mut self.tls.received[have..]);
-            let read = Pin::new(&mut self.tls.tcp).poll_read(cx, &mut buffer);
-            let filled = buffer.filled().len();
-            self.tls.received.truncate(have + filled);
-            if have + filled == 0 {
-                self.tls.received = Vec::new();
-            }
-            ready!(read)?;
-            if filled == 0 {
+            ready!(self.poll_receive(cx))?;
+        }
+    }
+
+    /// Adds to `tls.received`.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Tls { tcp, received, .. } = &mut self.tls;
+        loop {
+            ready!(tcp.poll_read_ready(cx))?;
+            received.reserve(BUFFER.saturating_sub(received.len()).max(MAX_PLAINTEXT));
+            match tcp.try_read_buf(received) {
                 // Without an alert before: somebody may have cut it.
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Idle connections hold no buffer.
+                    received.shrink_to_fit();
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
@@ -124,7 +126,8 @@ impl AsyncRead for TlsIo {
         into.put_slice(&this.tls.received[this.plain.start..this.plain.start + take]);
         this.plain.start += take;
         if this.plain.is_empty() && this.next == this.tls.received.len() {
-            (this.tls.received, this.next, this.plain) = (Vec::new(), 0, 0..0);
+            this.tls.received.clear();
+            (this.next, this.plain) = (0, 0..0);
         }
         Poll::Ready(Ok(()))
     }

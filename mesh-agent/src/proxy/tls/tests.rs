@@ -235,3 +235,48 @@ async fn a_cut_connection_is_not_an_end() {
     let error = TlsIo::new(near).read(&mut [0]).await.unwrap_err();
     assert!(matches!(error.kind(), std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset));
 }
+
+/// Passes bytes on, with one bit changed.
+async fn meddle(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    at: usize,
+) {
+    let (mut seen, mut buffer) = (0, [0; 4096]);
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if (seen..seen + read).contains(&at) {
+            buffer[at - seen] ^= 1 << (at % 8);
+        }
+        seen += read;
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Somebody on the way changes the handshake, anywhere: nobody panics, and nobody is taken for another.
+#[tokio::test]
+async fn a_changed_handshake_fails_or_changes_nothing() {
+    let pair = Pair::new();
+    let mut refused = 0;
+    for round in 0..150_usize {
+        let ((near, one), (other, far)) = (fixtures::sockets().await, fixtures::sockets().await);
+        let ((from_near, to_near), (from_far, to_far)) = (one.into_split(), other.into_split());
+        let (up, down) = if round % 2 == 0 { (round * 13, usize::MAX) } else { (usize::MAX, round * 13) };
+        let way = tokio::spawn(async move {
+            tokio::join!(meddle(from_near, to_far, up), meddle(from_far, to_near, down));
+        });
+        let (own, peer) = (client(), server());
+        let ends = async {
+            let (near, far) =
+                tokio::join!(connect(&pair.client, &own, &peer, near), accept(&pair.server, &peer, far));
+            refused += usize::from(near.is_err() || far.is_err());
+            assert!(near.is_err() || near.is_ok_and(|near| near.peer == peer));
+            assert!(far.is_err() || far.is_ok_and(|far| far.peer == own));
+        };
+        // A changed length makes an end wait for more: the limit is its caller's.
+        drop(tokio::time::timeout(Duration::from_millis(300), ends).await);
+        way.abort();
+    }
+    assert!(refused > 50, "{refused}");
+}
