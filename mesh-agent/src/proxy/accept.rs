@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -20,7 +21,7 @@ pub(super) async fn serve<F>(
     listener: TcpListener,
     allowance: &Allowance,
     mut drain: Drain,
-    each: impl Fn(TcpStream, SocketAddr) -> F,
+    each: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -39,11 +40,8 @@ pub(super) async fn serve<F>(
                     continue;
                 };
                 prepare(&tcp);
-                let served = each(tcp, peer);
-                connections.spawn(async move {
-                    served.await;
-                    drop(permit);
-                });
+                // The permit goes in, since a future around another would be twice as large.
+                connections.spawn(each(tcp, peer, permit));
             }
             Err(error) => {
                 // Mostly "too many open files": trying again at once would only burn a processor.

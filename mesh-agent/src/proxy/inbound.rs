@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
@@ -39,8 +39,8 @@ pub struct Inbound {
 /// Takes tunnels from `listener` (the pod's address, port 15008) until the drain is over.
 pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
     let (each, drained) = (Arc::clone(&inbound), drain.clone());
-    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer| {
-        tunnel(Arc::clone(&each), tcp, peer, drained.clone())
+    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
+        tunnel(Arc::clone(&each), tcp, peer, drained.clone(), permit)
     })
     .await;
 }
@@ -49,11 +49,19 @@ pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
 /// is the one that they were meant for.
 pub async fn serve_plain(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
     let each = Arc::clone(&inbound);
-    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer| plain(Arc::clone(&each), tcp, peer))
-        .await;
+    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
+        plain(Arc::clone(&each), tcp, peer, permit)
+    })
+    .await;
 }
 
-async fn tunnel(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, drain: Drain) {
+async fn tunnel(
+    inbound: Arc<Inbound>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    drain: Drain,
+    _permit: OwnedSemaphorePermit,
+) {
     let Some(tls) = Box::pin(handshake(&inbound, tcp)).await else { return };
     match tls.protocol {
         Protocol::Stream => streams(&inbound, tls, peer, drain).await,
@@ -224,7 +232,7 @@ async fn http2_stream(
     finish(inbound, &wanted, &application, relayed);
 }
 
-async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr) {
+async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
     reset_on_drop(&tcp);
     let Ok(local) = tcp.local_addr() else { return };
     let client = Some(canonical(peer));

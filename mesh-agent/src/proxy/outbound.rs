@@ -1,6 +1,7 @@
 //! Connections of a workload of this node to others.
 
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{interval, timeout};
 use tracing::debug;
 
@@ -43,8 +45,8 @@ pub struct Outbound {
 /// Takes applications' connections from `listener` (port 15001) until the drain is over.
 pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain) {
     let each = Arc::clone(&outbound);
-    let served = accept::serve(listener, &outbound.allowance, drain, move |tcp, peer| {
-        connection(Arc::clone(&each), tcp, peer)
+    let served = accept::serve(listener, &outbound.allowance, drain, move |tcp, peer, permit| {
+        connection(Arc::clone(&each), tcp, peer, permit)
     });
     let sweeping = async {
         let mut due = interval(SWEEP);
@@ -59,7 +61,12 @@ pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain)
     }
 }
 
-async fn connection(outbound: Arc<Outbound>, mut application: TcpStream, peer: SocketAddr) {
+async fn connection(
+    outbound: Arc<Outbound>,
+    mut application: TcpStream,
+    peer: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+) {
     // Unless it ends in order, whichever way it ends.
     reset_on_drop(&application);
     let Ok(local) = application.local_addr() else { return };
@@ -71,16 +78,16 @@ async fn connection(outbound: Arc<Outbound>, mut application: TcpStream, peer: S
     let outcome = match outbound.host.route(destination) {
         Route::Refuse => Outcome::Refused(Reason::Policy),
         Route::Direct(to) => {
-            let relayed = direct(&outbound, &application, to);
-            watch(&outbound, &dialled, changed, relayed).await
+            let relayed = pin!(direct(&outbound, &application, to));
+            unless_revoked(&outbound, &dialled, changed, relayed).await
         }
         Route::Tunnel { endpoints, host } => {
             let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
             match Box::pin(find(&outbound, endpoints, request)).await {
                 Ok((endpoint, stream)) => {
                     dialled.endpoint = Some(endpoint.clone());
-                    let relayed = tunnelled(&outbound, &mut application, &endpoint, stream);
-                    watch(&outbound, &dialled, changed, relayed).await
+                    let relayed = pin!(tunnelled(&outbound, &mut application, &endpoint, stream));
+                    unless_revoked(&outbound, &dialled, changed, relayed).await
                 }
                 Err(reason) => Outcome::Refused(reason),
             }
@@ -93,11 +100,11 @@ async fn connection(outbound: Arc<Outbound>, mut application: TcpStream, peer: S
 }
 
 /// A stream, unless it may no longer be.
-async fn watch(
+async fn unless_revoked(
     outbound: &Outbound,
     dialled: &Dialled,
-    mut changed: tokio::sync::watch::Receiver<u64>,
-    relayed: impl Future<Output = Outcome>,
+    mut changed: watch::Receiver<u64>,
+    relayed: Pin<&mut impl Future<Output = Outcome>>,
 ) -> Outcome {
     let revoked = async {
         while changed.changed().await.is_ok() {
