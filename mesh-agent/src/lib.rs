@@ -7,6 +7,7 @@ pub mod datapath;
 pub mod identity;
 pub mod metrics;
 pub mod preflight;
+pub mod proxy;
 pub mod snapshot;
 pub mod workloads;
 pub mod xds;

@@ -1,0 +1,67 @@
+//! The loop that takes connections from a listener.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::drain::{Drain, Phase};
+use super::limits::Allowance;
+use super::relay::reset_on_drop;
+
+/// A peer that vanished is noticed after three minutes of silence and nine probes.
+const KEEPALIVE: Duration = Duration::from_secs(180);
+
+/// Serves `listener` until the drain is over; what is open then is dropped.
+pub(super) async fn serve<F>(
+    listener: TcpListener,
+    allowance: &Allowance,
+    mut drain: Drain,
+    each: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = drain.reached(Phase::Draining) => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let Some(permit) = allowance.connection() else {
+                    reset_on_drop(&tcp);
+                    continue;
+                };
+                prepare(&tcp);
+                // The permit goes in, since a future around another would be twice as large.
+                connections.spawn(each(tcp, peer, permit));
+            }
+            Err(error) => {
+                // Mostly "too many open files": trying again at once would only burn a processor.
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    tokio::select! {
+        () = ended => {}
+        () = drain.reached(Phase::Over) => {}
+    }
+}
+
+/// What every socket of the proxy is: small writes go at once, dead peers are noticed.
+pub(super) fn prepare(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let probes = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(9);
+    // They fail only for a connection that has failed itself, which the next read says.
+    drop(socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&probes)));
+}

@@ -1,0 +1,156 @@
+//! Copies between an application's socket and a stream of HTTP/2.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
+
+use crate::proxy::relay::{Cut, Moved, failed, reset_on_drop};
+
+/// Read at a time, at first and when there is much.
+const SMALL: usize = 4 << 10;
+const LARGE: usize = 64 << 10;
+
+/// Moves a stream that has been accepted, until both directions have ended. After any other end the application's connection is to
+/// be dropped, and is reset by that.
+pub async fn relay(
+    application: &mut TcpStream,
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+) -> (Result<(), Cut>, Moved) {
+    let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut send = ResetOnDrop(Some(send));
+    let outcome = both(application, &mut send, receive, &sent, &received).await;
+    match outcome {
+        Ok(()) => send.0 = None,
+        Err(_) => reset_on_drop(application),
+    }
+    (outcome, Moved { sent: sent.into_inner(), received: received.into_inner() })
+}
+
+/// A stream that has not ended in order, also when its relay is dropped in the middle. Left to itself, h2 would reset it in the
+/// way that peers take for an end.
+struct ResetOnDrop(Option<SendStream<Bytes>>);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if let Some(send) = &mut self.0 {
+            // RFC 9113, section 8.5: what a reset of the TCP connection is for the peer.
+            send.send_reset(Reason::CONNECT_ERROR);
+        }
+    }
+}
+
+async fn both(
+    application: &mut TcpStream,
+    send: &mut ResetOnDrop,
+    receive: RecvStream,
+    sent: &AtomicU64,
+    received: &AtomicU64,
+) -> Result<(), Cut> {
+    let Some(send) = &mut send.0 else { return Err(Cut::Reset) };
+    // tokio's halves borrow, so the errors of the socket are seen through the reading one.
+    let (read, write) = application.split();
+    let watched: &TcpStream = read.as_ref();
+    let mut up = pin!(up(watched, send, sent));
+    let mut down = pin!(down(write, receive, received));
+    let (mut up_done, mut down_done) = (false, false);
+    while !(up_done && down_done) {
+        tokio::select! {
+            done = &mut up, if !up_done => {
+                done?;
+                up_done = true;
+            }
+            done = &mut down, if !down_done => {
+                done?;
+                down_done = true;
+            }
+            error = failed(watched), if up_done => return Err(Cut::Application(error)),
+        }
+    }
+    Ok(())
+}
+
+async fn up(application: &TcpStream, send: &mut SendStream<Bytes>, sent: &AtomicU64) -> Result<(), Cut> {
+    let mut size = SMALL;
+    loop {
+        tokio::select! {
+            ready = application.readable() => ready.map_err(Cut::Application)?,
+            reset = poll_fn(|cx| send.poll_reset(cx)) => return stopped(reset),
+        }
+        send.reserve_capacity(size);
+        while send.capacity() == 0 {
+            tokio::select! {
+                capacity = poll_fn(|cx| send.poll_capacity(cx)) => match capacity {
+                    Some(Ok(_bytes)) => {}
+                    Some(Err(error)) => return Err(tunnel(error)),
+                    None => return Err(Cut::Reset),
+                },
+                error = failed(application) => return Err(Cut::Application(error)),
+            }
+        }
+        let room = send.capacity().min(size);
+        let mut buffer = BytesMut::with_capacity(room);
+        let mut limited = bytes::BufMut::limit(&mut buffer, room);
+        match application.try_read_buf(&mut limited) {
+            Ok(0) => {
+                send.reserve_capacity(0);
+                return send.send_data(Bytes::new(), true).map_err(tunnel);
+            }
+            Ok(read) => {
+                send.send_data(buffer.freeze(), false).map_err(tunnel)?;
+                sent.fetch_add(read as u64, Relaxed);
+                size = if read == room { LARGE } else { SMALL };
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Cut::Application(error)),
+        }
+    }
+}
+
+async fn down(
+    mut application: WriteHalf<'_>,
+    mut receive: RecvStream,
+    received: &AtomicU64,
+) -> Result<(), Cut> {
+    loop {
+        match receive.data().await {
+            Some(Ok(bytes)) => {
+                let length = bytes.len();
+                application.write_all(&bytes).await.map_err(Cut::Application)?;
+                drop(bytes);
+                received.fetch_add(length as u64, Relaxed);
+                // Only now may the peer send as much again.
+                receive.flow_control().release_capacity(length).map_err(tunnel)?;
+            }
+            // ztunnel ends streams so when its application has gone in order.
+            Some(Err(error)) if is_end(error.reason()) => break,
+            Some(Err(error)) => return Err(tunnel(error)),
+            None => break,
+        }
+    }
+    application.shutdown().await.map_err(Cut::Application)
+}
+
+fn is_end(reason: Option<Reason>) -> bool {
+    matches!(reason, Some(Reason::NO_ERROR | Reason::CANCEL))
+}
+
+/// The peer takes no more of what the application says.
+fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), Cut> {
+    match reset {
+        Ok(reason) if is_end(Some(reason)) => Ok(()),
+        Ok(_reason) => Err(Cut::Reset),
+        Err(error) => Err(tunnel(error)),
+    }
+}
+
+fn tunnel(error: h2::Error) -> Cut {
+    if error.is_reset() { Cut::Reset } else { Cut::Tunnel(io::Error::other(error)) }
+}

@@ -1,0 +1,78 @@
+//! The side that is asked.
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{Response, StatusCode};
+
+use super::headers::{self, Asked, BadRequest};
+use crate::proxy::stream::Reason;
+use crate::proxy::tls::{Tls, TlsIo};
+
+/// What a peer may send before it is read: so much memory can one slow reader take.
+pub(super) const STREAM_WINDOW: u32 = 512 << 10;
+/// As much for every stream, so that slow ones never hold up the others.
+pub(super) const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
+pub(super) const FRAME: u32 = 64 << 10;
+pub(super) const HEADERS: u32 = 16 << 10;
+/// Resets that a peer may cause without our taking the streams (CVE-2023-44487).
+const RESETS: usize = 64;
+
+/// A tunnel that a peer has opened.
+pub struct Server(h2::server::Connection<TlsIo, Bytes>);
+
+/// A stream that is asked for.
+pub struct Incoming {
+    /// What is asked for.
+    pub asked: Result<Asked, BadRequest>,
+    receive: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+impl Server {
+    /// A tunnel on `tls` with at most `streams` at a time.
+    pub async fn new(tls: Tls, streams: u32) -> Result<Self, h2::Error> {
+        let connection = h2::server::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
+            .max_header_list_size(HEADERS)
+            .max_concurrent_streams(streams)
+            .max_pending_accept_reset_streams(RESETS)
+            .handshake(TlsIo::new(tls))
+            .await?;
+        Ok(Self(connection))
+    }
+
+    /// The next stream; none when the peer opens no more. It also moves the frames of all streams, so it is to be called until
+    /// then.
+    pub async fn next(&mut self) -> Option<Result<Incoming, h2::Error>> {
+        let accepted = self.0.accept().await?;
+        Some(accepted.map(|(request, respond)| Incoming {
+            asked: headers::asked(&request),
+            receive: request.into_body(),
+            respond,
+        }))
+    }
+
+    /// Says GOAWAY: streams that are open go on.
+    pub fn drain(&mut self) {
+        self.0.graceful_shutdown();
+    }
+}
+
+impl Incoming {
+    /// Gives the stream.
+    pub fn accept(mut self) -> Result<(SendStream<Bytes>, RecvStream), h2::Error> {
+        let send = self.respond.send_response(Response::new(()), false)?;
+        Ok((send, self.receive))
+    }
+
+    /// Does not.
+    pub fn refuse(mut self, reason: Reason) -> Result<(), h2::Error> {
+        let mut response = Response::new(());
+        *response.status_mut() = headers::status(reason);
+        debug_assert_ne!(response.status(), StatusCode::OK);
+        self.respond.send_response(response, true).map(drop)
+    }
+}

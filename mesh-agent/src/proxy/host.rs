@@ -1,0 +1,123 @@
+//! What the proxy must be told by those who know the kernel, the mesh and its policy.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::relay::{Cut, Moved};
+use super::stream::Reason;
+use crate::identity::SpiffeId;
+
+/// A future behind a trait.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A workload that can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Who it must prove to be.
+    pub identity: SpiffeId,
+    /// Where its node takes tunnels for it: the workload's address, port 15008.
+    pub tunnel: SocketAddr,
+    /// What is asked for there: the workload's address and port.
+    pub target: SocketAddr,
+}
+
+/// How a connection of a workload of this node goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// To one of these, in this order.
+    Tunnel {
+        /// Candidates.
+        endpoints: Vec<Endpoint>,
+        /// Name of the service that was dialled, if it was one.
+        host: Option<Box<str>>,
+    },
+    /// As it is, without a tunnel: the destination is not meshed, and policy lets it be.
+    Direct(SocketAddr),
+    /// Not at all.
+    Refuse,
+}
+
+/// A connection of a workload of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialled {
+    /// The application's end.
+    pub application: SocketAddr,
+    /// Where it meant to connect.
+    pub destination: SocketAddr,
+    /// Whom it got; none: without a tunnel, or not yet.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// What the outbound side of a pod asks.
+pub trait Outward: Send + Sync + 'static {
+    /// Where the application meant to connect, by the two ends of its connection to the proxy.
+    fn destination(&self, application: SocketAddr, listener: SocketAddr) -> Option<SocketAddr>;
+    /// Where that goes.
+    fn route(&self, destination: SocketAddr) -> Route;
+    /// Whether a connection may still be: its endpoint has not gone, policy permits it. Asked when [`Outward::changed`] says so.
+    fn still(&self, dialled: &Dialled) -> bool;
+    /// A number that changes with each change of endpoints and of policy.
+    fn changed(&self) -> watch::Receiver<u64>;
+    /// Told once for each connection that ends or is refused.
+    fn finished(&self, dialled: &Dialled, outcome: &Outcome);
+    /// A connection from within the pod's network namespace.
+    fn dial(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>>;
+}
+
+/// A connection that somebody wants to a workload of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Who, by the certificate; none: without TLS.
+    pub source: Option<SpiffeId>,
+    /// Address of the other end of the connection that came: a proxy's, or a client's without TLS.
+    pub peer: SocketAddr,
+    /// The client's address as its proxy tells it. Told, not proven: for the application to see, and for the log.
+    pub client: Option<SocketAddr>,
+    /// The workload's address and port.
+    pub destination: SocketAddr,
+}
+
+/// Policy refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policy {policy} refuses it")]
+pub struct Denied {
+    /// Namespace and name of the policy that decides.
+    pub policy: String,
+}
+
+/// What the inbound side of a pod asks.
+pub trait Inward: Send + Sync + 'static {
+    /// Whether policy lets it be. Asked when a connection comes and again when [`Inward::changed`] says so.
+    fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
+    /// A connection to the application, from within the pod's network namespace.
+    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<TcpStream>>;
+    /// A number that changes with each change of policy.
+    fn changed(&self) -> watch::Receiver<u64>;
+    /// Told once for each connection that ends or is refused.
+    fn finished(&self, wanted: &Wanted, outcome: &Outcome);
+}
+
+/// How a connection has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was refused.
+    Refused(Reason),
+    /// Both directions have ended.
+    Ended(Moved),
+    /// It was torn down, with why.
+    Cut(Moved, String),
+}
+
+impl Outcome {
+    pub(super) fn of(outcome: Result<(), Cut>, moved: Moved) -> Self {
+        match outcome {
+            Ok(()) => Self::Ended(moved),
+            Err(cut) => Self::Cut(moved, cut.to_string()),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Connections from other nodes to a workload of this one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::accept;
+use super::drain::{Drain, Phase};
+use super::hbone::{self, Incoming};
+use super::host::{Inward, Outcome, Wanted};
+use super::limits::{Allowance, count};
+use super::relay::{self, Cut, Moved, end_on_drop, reset_on_drop};
+use super::stream::{Message, Order, Reason, Request};
+use super::tls::{self, Configs, Protocol, Tls};
+use super::tunnel::{self, TunnelError};
+use crate::identity::SpiffeId;
+
+/// The proxy's own ports in each pod: nobody may be led back into it.
+pub const RESERVED: [u16; 3] = [15001, 15006, 15008];
+
+/// The inbound side of a pod.
+pub struct Inbound {
+    /// Whose it is.
+    pub own: SpiffeId,
+    /// TLS.
+    pub configs: Arc<Configs>,
+    /// What the proxy is told.
+    pub host: Arc<dyn Inward>,
+    /// What it may use.
+    pub allowance: Arc<Allowance>,
+}
+
+/// Takes tunnels from `listener` (the pod's address, port 15008) until the drain is over.
+pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
+    let (each, drained) = (Arc::clone(&inbound), drain.clone());
+    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
+        tunnel(Arc::clone(&each), tcp, peer, drained.clone(), permit)
+    })
+    .await;
+}
+
+/// Takes connections without TLS that were steered to `listener` (port 15006) until the drain is over. Their own address
+/// is the one that they were meant for.
+pub async fn serve_plain(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
+    let each = Arc::clone(&inbound);
+    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
+        plain(Arc::clone(&each), tcp, peer, permit)
+    })
+    .await;
+}
+
+async fn tunnel(
+    inbound: Arc<Inbound>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    drain: Drain,
+    _permit: OwnedSemaphorePermit,
+) {
+    let Some(tls) = Box::pin(handshake(&inbound, tcp)).await else { return };
+    match tls.protocol {
+        Protocol::Stream => streams(&inbound, tls, peer, drain).await,
+        Protocol::H2 => Box::pin(http2(&inbound, *tls, peer, drain)).await,
+    }
+}
+
+async fn handshake(inbound: &Inbound, tcp: TcpStream) -> Option<Box<Tls>> {
+    let Some(_room) = inbound.allowance.handshake().await else {
+        reset_on_drop(&tcp);
+        return None;
+    };
+    let counts = &inbound.allowance.counts;
+    let limit = inbound.allowance.limits.handshake_timeout;
+    match timeout(limit, tls::accept(&inbound.configs, &inbound.own, tcp)).await {
+        Ok(Ok(tls)) => {
+            count(&counts.handshakes);
+            Some(Box::new(tls))
+        }
+        Ok(Err(error)) => {
+            count(&counts.failed_handshakes);
+            debug!(own = %inbound.own, %error, "no tunnel");
+            None
+        }
+        Err(_elapsed) => {
+            count(&counts.slow_handshakes);
+            None
+        }
+    }
+}
+
+/// Streams of our own protocol, one after the other.
+async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut drain: Drain) {
+    loop {
+        let idle = inbound.allowance.limits.idle_timeout;
+        let next = tokio::select! {
+            biased;
+            () = drain.reached(Phase::Draining) => {
+                // It may cross a request; the client then tries another endpoint.
+                drop(tunnel::send(&mut tls, &Message::Drain).await);
+                return;
+            }
+            // A little longer than the client keeps it, so that the client is the one to close.
+            next = timeout(idle + idle / 4, tunnel::receive(&mut tls)) => next,
+        };
+        let request = match next {
+            Ok(Ok(Some(bytes))) => request(&bytes),
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => Err(error),
+        };
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => {
+                debug!(own = %inbound.own, peer = %tls.peer, %error, "a tunnel has ended");
+                let refusal = Message::Refused(Reason::BadRequest, "");
+                if matches!(error, TunnelError::Malformed(_)) {
+                    drop(tunnel::send(&mut tls, &refusal).await);
+                }
+                return;
+            }
+        };
+        if !stream(inbound, &mut tls, peer, request).await {
+            return;
+        }
+    }
+}
+
+fn request(bytes: &[u8]) -> Result<Request, TunnelError> {
+    let message = Message::decode(bytes)?;
+    Order::Idle.server_received(&message)?;
+    // The order lets nothing else through.
+    let Message::Request(request) = message else { return Err(super::stream::OutOfOrder.into()) };
+    Ok(*request)
+}
+
+/// Whether the tunnel may carry another.
+async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Request) -> bool {
+    let wanted = Wanted {
+        source: Some(tls.peer.clone()),
+        peer,
+        client: request.client,
+        destination: canonical(request.destination),
+    };
+    let changed = inbound.host.changed();
+    let answer = if SystemTime::now() < tls.until {
+        let local = tls.tcp.local_addr();
+        Box::pin(answer(inbound, &wanted, local)).await
+    } else {
+        // The client makes a new tunnel, with a new certificate.
+        Err(Reason::Draining)
+    };
+    let application = match answer {
+        Ok(application) => application,
+        Err(reason) => {
+            inbound.host.finished(&wanted, &Outcome::Refused(reason));
+            drop(tunnel::send(tls, &Message::Refused(reason, "")).await);
+            return false;
+        }
+    };
+    if tunnel::send(tls, &Message::Accepted).await.is_err() {
+        return false;
+    }
+    let relayed = tokio::select! {
+        relayed = relay::relay(&application, tls, &inbound.allowance.budget) => Some(relayed),
+        () = revoked(inbound, &wanted, changed) => None,
+    };
+    finish(inbound, &wanted, &application, relayed)
+}
+
+/// Streams of HTTP/2, many at a time.
+async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Drain) {
+    let (source, local, until) = (tls.peer.clone(), tls.tcp.local_addr().ok(), tls.until);
+    let limits = inbound.allowance.limits;
+    let mut server = match timeout(limits.handshake_timeout, hbone::Server::new(tls, limits.streams)).await {
+        Ok(Ok(server)) => server,
+        Ok(Err(_)) | Err(_) => return,
+    };
+    let mut streams = JoinSet::new();
+    let mut draining = false;
+    loop {
+        let incoming = tokio::select! {
+            () = drain.reached(Phase::Draining), if !draining => {
+                server.drain();
+                draining = true;
+                continue;
+            }
+            Some(_ended) = streams.join_next() => continue,
+            next = server.next() => match next {
+                Some(Ok(incoming)) => incoming,
+                Some(Err(_)) | None => return,
+            },
+        };
+        if SystemTime::now() >= until && !draining {
+            server.drain();
+            draining = true;
+        }
+        let (inbound, source) = (Arc::clone(inbound), source.clone());
+        streams.spawn(async move { http2_stream(&inbound, incoming, source, peer, local).await });
+    }
+}
+
+async fn http2_stream(
+    inbound: &Inbound,
+    incoming: Incoming,
+    source: SpiffeId,
+    peer: SocketAddr,
+    local: Option<SocketAddr>,
+) {
+    // Refusals that cannot be sent: the peer has gone.
+    let Ok(asked) = &incoming.asked else { return drop(incoming.refuse(Reason::BadRequest)) };
+    let Some(_room) = inbound.allowance.connection() else { return drop(incoming.refuse(Reason::Limit)) };
+    let destination = canonical(asked.destination);
+    let wanted = Wanted { source: Some(source), peer, client: asked.client, destination };
+    let changed = inbound.host.changed();
+    let local = local.ok_or_else(|| std::io::ErrorKind::NotConnected.into());
+    let mut application = match Box::pin(answer(inbound, &wanted, local)).await {
+        Ok(application) => application,
+        Err(reason) => {
+            inbound.host.finished(&wanted, &Outcome::Refused(reason));
+            return drop(incoming.refuse(reason));
+        }
+    };
+    let Ok((send, receive)) = incoming.accept() else { return };
+    let relayed = tokio::select! {
+        relayed = hbone::relay(&mut application, send, receive) => Some(relayed),
+        () = revoked(inbound, &wanted, changed) => None,
+    };
+    finish(inbound, &wanted, &application, relayed);
+}
+
+async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
+    reset_on_drop(&tcp);
+    let Ok(local) = tcp.local_addr() else { return };
+    let client = Some(canonical(peer));
+    let wanted = Wanted { source: None, peer, client, destination: canonical(local) };
+    let changed = inbound.host.changed();
+    let application = match Box::pin(answer(&inbound, &wanted, Ok(local))).await {
+        Ok(application) => application,
+        Err(reason) => return inbound.host.finished(&wanted, &Outcome::Refused(reason)),
+    };
+    let relayed = tokio::select! {
+        relayed = relay::plain(&application, &tcp, &inbound.allowance.budget) => Some(relayed),
+        () = revoked(&inbound, &wanted, changed) => None,
+    };
+    if finish(&inbound, &wanted, &application, relayed) {
+        end_on_drop(&tcp);
+    }
+}
+
+/// The connection to the application, if it may be and can be.
+async fn answer(
+    inbound: &Inbound,
+    wanted: &Wanted,
+    local: std::io::Result<SocketAddr>,
+) -> Result<TcpStream, Reason> {
+    // The connection came to one workload: whoever asks for another there is wrong, or wants round a policy.
+    let local = local.map_err(|_gone| Reason::BadRequest)?;
+    if canonical(local).ip() != wanted.destination.ip() || RESERVED.contains(&wanted.destination.port()) {
+        return Err(Reason::BadRequest);
+    }
+    inbound.host.permits(wanted).map_err(|_denied| Reason::Policy)?;
+    match timeout(inbound.allowance.limits.connect_timeout, inbound.host.dial(wanted)).await {
+        Ok(Ok(application)) => {
+            accept::prepare(&application);
+            // Unless it ends in order, whichever way it ends.
+            reset_on_drop(&application);
+            Ok(application)
+        }
+        Ok(Err(_)) => Err(Reason::Upstream),
+        Err(_elapsed) => Err(Reason::Timeout),
+    }
+}
+
+/// Waits until policy no longer lets a connection be. `changed` is from before the verdict that let it in.
+async fn revoked(inbound: &Inbound, wanted: &Wanted, mut changed: watch::Receiver<u64>) {
+    while changed.changed().await.is_ok() {
+        if inbound.host.permits(wanted).is_err() {
+            return;
+        }
+    }
+    // Policy has nobody left to change it.
+    std::future::pending().await
+}
+
+/// Tells how a connection has ended. True: in order.
+fn finish(
+    inbound: &Inbound,
+    wanted: &Wanted,
+    application: &TcpStream,
+    relayed: Option<(Result<(), Cut>, Moved)>,
+) -> bool {
+    let (outcome, clean) = match relayed {
+        Some((outcome, moved)) => {
+            let clean = outcome.is_ok();
+            if clean {
+                end_on_drop(application);
+            }
+            (Outcome::of(outcome, moved), clean)
+        }
+        None => {
+            count(&inbound.allowance.counts.revoked);
+            (Outcome::Cut(Moved::default(), "policy no longer permits it".to_owned()), false)
+        }
+    };
+    inbound.host.finished(wanted, &outcome);
+    clean
+}
+
+/// An IPv4 address mapped into IPv6, as a listener of both families reports it, is that IPv4 address.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,121 @@
+//! How much a pod may have of its node, each limit counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::relay::Budget;
+
+/// Limits of one side of one pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// Handshakes at a time: they cost processor time before anybody is known.
+    pub handshakes: usize,
+    /// A peer has so long for its handshake.
+    pub handshake_timeout: Duration,
+    /// A connection to an application, or to another node, takes at most so long.
+    pub connect_timeout: Duration,
+    /// A tunnel without stream is kept for so long.
+    pub idle_timeout: Duration,
+    /// Bytes in large buffers.
+    pub buffers: usize,
+    /// Tunnels without stream that are kept.
+    pub idle_tunnels: usize,
+    /// Streams at a time on one HTTP/2 tunnel.
+    pub streams: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            handshakes: 128,
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            idle_tunnels: 512,
+            buffers: 64 << 20,
+            streams: 100,
+        }
+    }
+}
+
+/// What has reached its limit, and what went wrong; for metrics.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections that were accepted.
+    pub accepted: AtomicU64,
+    /// Connections reset because there were too many.
+    pub over_connections: AtomicU64,
+    /// Handshakes that had to wait because there were too many.
+    pub over_handshakes: AtomicU64,
+    /// Handshakes that took too long.
+    pub slow_handshakes: AtomicU64,
+    /// Handshakes that failed.
+    pub failed_handshakes: AtomicU64,
+    /// Tunnels that a stream was put on without a handshake.
+    pub reused: AtomicU64,
+    /// Tunnels made.
+    pub handshakes: AtomicU64,
+    /// Streams that went to another endpoint than the first.
+    pub retried: AtomicU64,
+    /// Connections ended by a change of policy.
+    pub revoked: AtomicU64,
+}
+
+/// Adds one.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The limits of one side of one pod, with what is used of them.
+#[derive(Debug)]
+pub struct Allowance {
+    /// The limits.
+    pub limits: Limits,
+    /// What has happened.
+    pub counts: Counts,
+    /// Buffers.
+    pub budget: Arc<Budget>,
+    connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Allowance {
+    /// Nothing used.
+    pub fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            counts: Counts::default(),
+            budget: Budget::new(limits.buffers),
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+        })
+    }
+
+    /// Room for a connection.
+    pub(super) fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok();
+        count(if permit.is_some() { &self.counts.accepted } else { &self.counts.over_connections });
+        permit
+    }
+
+    /// Room for a handshake. Many at once wait for each other: a reset would only make them come again.
+    pub(super) async fn handshake(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() {
+            return Some(permit);
+        }
+        count(&self.counts.over_handshakes);
+        let room = Arc::clone(&self.handshakes).acquire_owned();
+        tokio::time::timeout(self.limits.handshake_timeout, room).await.ok()?.ok()
+    }
+
+    /// Connections now.
+    pub fn connected(&self) -> usize {
+        self.limits.connections - self.connections.available_permits()
+    }
+}

@@ -1,0 +1,82 @@
+use std::process::Command;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+
+use super::*;
+
+/// A network namespace of a test's own, with its loopback up.
+struct Pod(String);
+
+impl Pod {
+    /// None without the rights to make one.
+    fn new(name: &str) -> Option<Self> {
+        let pod = Self(format!("mesh-agent-{name}-{}", std::process::id()));
+        let made = Command::new("ip").args(["netns", "add", &pod.0]).status();
+        if !made.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: network namespaces need root and iproute2");
+            return None;
+        }
+        let up = Command::new("ip").args(["-n", &pod.0, "link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
+        Some(pod)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["netns", "del", &self.0]).status());
+    }
+}
+
+fn threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks
+        .filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "netns\n"))
+        .count()
+}
+
+#[tokio::test]
+async fn sockets_are_in_the_pod_and_only_there() {
+    let Some(pod) = Pod::new("sockets") else { return };
+    let address: SocketAddr = "127.0.0.1:15008".parse().unwrap();
+    {
+        let namespace = Namespace::open(&pod.path()).unwrap();
+        let listener = namespace.listen(address).await.unwrap();
+        let six = namespace.listen("[::1]:15008".parse().unwrap()).await.unwrap();
+        // Another pod, or the node, may use the same port: nobody listens there.
+        assert!(TcpStream::connect(address).await.is_err());
+        let (client, accepted) = tokio::join!(namespace.connect(address), listener.accept());
+        let (mut client, (mut accepted, _peer)) = (client.unwrap(), accepted.unwrap());
+        client.write_all(b"hello").await.unwrap();
+        accepted.read_exact(&mut [0; 5]).await.unwrap();
+        let from = "127.0.0.9:0".parse().unwrap();
+        let (client, accepted) = tokio::join!(namespace.connect_from(from, address), listener.accept());
+        drop(client.unwrap());
+        assert_eq!(accepted.unwrap().1.ip(), from.ip());
+        // More than are made ahead, each of them in the pod.
+        for _ in 0..3 * AHEAD {
+            let (client, accepted) = tokio::join!(namespace.connect(address), listener.accept());
+            assert_eq!(client.unwrap().peer_addr().unwrap(), address);
+            accepted.unwrap();
+        }
+        drop(six);
+    }
+    let gone = async {
+        while threads() > 0 {
+            sleep(Duration::from_millis(10)).await
+        }
+    };
+    timeout(Duration::from_secs(5), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_none_is_an_error() {
+    assert!(Namespace::of_process(u32::MAX).is_err());
+    assert!(Namespace::open(Path::new("/dev/null")).is_err());
+}

@@ -1,0 +1,298 @@
+//! Connections of a workload of this node to others.
+
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderValue;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{interval, timeout};
+use tracing::debug;
+
+use super::accept;
+use super::drain::Drain;
+use super::hbone::{self, Connection, OpenError, Slot};
+use super::host::{Dialled, Endpoint, Outcome, Outward, Route};
+use super::inbound::canonical;
+use super::limits::{Allowance, count};
+use super::pool::{Pool, SWEEP};
+use super::relay::{self, Moved, end_on_drop, reset_on_drop};
+use super::stream::{Reason, Request};
+use super::tls::{self, Configs, Protocol, Tls};
+use super::tunnel::{self, TunnelError};
+use crate::identity::SpiffeId;
+
+/// The outbound side of a pod.
+pub struct Outbound {
+    /// Whose it is.
+    pub own: SpiffeId,
+    /// TLS.
+    pub configs: Arc<Configs>,
+    /// What the proxy is told.
+    pub host: Arc<dyn Outward>,
+    /// What it may use.
+    pub allowance: Arc<Allowance>,
+    /// Its tunnels.
+    pub pool: Pool,
+    /// What peers that speak HTTP/2 are told about the workload, for their telemetry.
+    pub baggage: Option<HeaderValue>,
+}
+
+/// Takes applications' connections from `listener` (port 15001) until the drain is over.
+pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain) {
+    let each = Arc::clone(&outbound);
+    let served = accept::serve(listener, &outbound.allowance, drain, move |tcp, peer, permit| {
+        connection(Arc::clone(&each), tcp, peer, permit)
+    });
+    let sweeping = async {
+        let mut due = interval(SWEEP);
+        loop {
+            due.tick().await;
+            outbound.pool.sweep(Instant::now());
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = sweeping => {}
+    }
+}
+
+async fn connection(
+    outbound: Arc<Outbound>,
+    mut application: TcpStream,
+    peer: SocketAddr,
+    _permit: OwnedSemaphorePermit,
+) {
+    // Unless it ends in order, whichever way it ends.
+    reset_on_drop(&application);
+    let Ok(local) = application.local_addr() else { return };
+    // Without one it was made to the proxy itself.
+    let Some(destination) = outbound.host.destination(canonical(peer), canonical(local)) else { return };
+    let mut dialled = Dialled { application: canonical(peer), destination, endpoint: None };
+    // From before the route, so that no change is missed.
+    let changed = outbound.host.changed();
+    let outcome = match outbound.host.route(destination) {
+        Route::Refuse => Outcome::Refused(Reason::Policy),
+        Route::Direct(to) => {
+            let relayed = pin!(direct(&outbound, &application, to));
+            unless_revoked(&outbound, &dialled, changed, relayed).await
+        }
+        Route::Tunnel { endpoints, host } => {
+            let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
+            match Box::pin(find(&outbound, endpoints, request)).await {
+                Ok((endpoint, stream)) => {
+                    dialled.endpoint = Some(endpoint.clone());
+                    let relayed = pin!(tunnelled(&outbound, &mut application, &endpoint, stream));
+                    unless_revoked(&outbound, &dialled, changed, relayed).await
+                }
+                Err(reason) => Outcome::Refused(reason),
+            }
+        }
+    };
+    if matches!(outcome, Outcome::Ended(_)) {
+        end_on_drop(&application);
+    }
+    outbound.host.finished(&dialled, &outcome);
+}
+
+/// A stream, unless it may no longer be.
+async fn unless_revoked(
+    outbound: &Outbound,
+    dialled: &Dialled,
+    mut changed: watch::Receiver<u64>,
+    relayed: Pin<&mut impl Future<Output = Outcome>>,
+) -> Outcome {
+    let revoked = async {
+        while changed.changed().await.is_ok() {
+            if !outbound.host.still(dialled) {
+                return;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = relayed => outcome,
+        () = revoked => {
+            count(&outbound.allowance.counts.revoked);
+            Outcome::Cut(Moved::default(), "its endpoint has gone, or policy no longer permits it".to_owned())
+        }
+    }
+}
+
+async fn tunnelled(
+    outbound: &Outbound,
+    application: &mut TcpStream,
+    endpoint: &Endpoint,
+    stream: Stream,
+) -> Outcome {
+    let using = outbound.pool.using(endpoint);
+    let (outcome, moved) = match stream {
+        Stream::Own(mut tls) => {
+            let relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
+            drop(using);
+            if relayed.0.is_ok() {
+                outbound.pool.put(endpoint, tls, Instant::now());
+            }
+            relayed
+        }
+        Stream::Http2(send, receive, _slot) => Box::pin(hbone::relay(application, send, receive)).await,
+    };
+    Outcome::of(outcome, moved)
+}
+
+async fn direct(outbound: &Outbound, application: &TcpStream, to: SocketAddr) -> Outcome {
+    let limit = outbound.allowance.limits.connect_timeout;
+    let other = match timeout(limit, outbound.host.dial(to)).await {
+        Ok(Ok(other)) => other,
+        Ok(Err(_)) => return Outcome::Refused(Reason::Upstream),
+        Err(_elapsed) => return Outcome::Refused(Reason::Timeout),
+    };
+    accept::prepare(&other);
+    reset_on_drop(&other);
+    let (outcome, moved) = relay::plain(application, &other, &outbound.allowance.budget).await;
+    if outcome.is_ok() {
+        end_on_drop(&other);
+    }
+    Outcome::of(outcome, moved)
+}
+
+/// A stream that a peer has accepted.
+enum Stream {
+    Own(Box<Tls>),
+    Http2(SendStream<Bytes>, RecvStream, Slot),
+}
+
+/// Why an endpoint gives no stream.
+enum Failure {
+    /// The endpoint, or its node: another may do better.
+    Endpoint(Reason, String),
+    /// The request itself.
+    Final(Reason, String),
+}
+
+/// A stream of the first endpoint that gives one, or why the last did not.
+async fn find(
+    outbound: &Outbound,
+    endpoints: Vec<Endpoint>,
+    request: Request,
+) -> Result<(Endpoint, Stream), Reason> {
+    let mut last = Reason::Upstream;
+    for (attempt, endpoint) in endpoints.into_iter().enumerate() {
+        if attempt > 0 {
+            count(&outbound.allowance.counts.retried);
+        }
+        let request = Request { destination: endpoint.target, ..request.clone() };
+        // Connect and answer of the application have each their time at the other end, so twice it in all.
+        let limit = outbound.allowance.limits.connect_timeout * 2;
+        let failure = match timeout(limit, open(outbound, &endpoint, request)).await {
+            Ok(Ok(stream)) => return Ok((endpoint, stream)),
+            Ok(Err(failure)) => failure,
+            Err(_elapsed) => Failure::Endpoint(Reason::Timeout, "no stream in time".to_owned()),
+        };
+        match failure {
+            Failure::Final(reason, why) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %why, "refused");
+                return Err(reason);
+            }
+            Failure::Endpoint(reason, why) => {
+                debug!(own = %outbound.own, to = %endpoint.identity, %why, "no stream");
+                last = reason;
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
+    while let Some(mut tls) = outbound.pool.take(endpoint).await {
+        match tunnel::open(&mut tls, request.clone()).await {
+            Ok(()) => {
+                count(&outbound.allowance.counts.reused);
+                return Ok(Stream::Own(tls));
+            }
+            Err(TunnelError::Refused { reason, text }) => return Err(refused(reason, &text)),
+            // It ended between two streams: no byte of the application has been sent.
+            Err(_ended) => {}
+        }
+    }
+    while let Some((connection, slot)) = outbound.pool.share(endpoint) {
+        match connection.open(&request, outbound.baggage.as_ref()).await {
+            Ok((send, receive)) => {
+                count(&outbound.allowance.counts.reused);
+                return Ok(Stream::Http2(send, receive, slot));
+            }
+            Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
+            Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
+            Err(OpenError::H2(error)) if error.is_remote() && error.is_reset() => {
+                return Err(Failure::Endpoint(Reason::Upstream, error.to_string()));
+            }
+            // GOAWAY, or the connection has gone: it is not to be found again.
+            Err(OpenError::H2(_)) => connection.close(),
+        }
+    }
+    let mut tls = Box::pin(fresh(outbound, endpoint)).await?;
+    match tls.protocol {
+        Protocol::Stream => match tunnel::open(&mut tls, request).await {
+            Ok(()) => Ok(Stream::Own(tls)),
+            Err(TunnelError::Refused { reason, text }) => Err(refused(reason, &text)),
+            Err(error) => Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
+        },
+        Protocol::H2 => {
+            let failed = |error: OpenError| Failure::Endpoint(Reason::Upstream, error.to_string());
+            let streams = outbound.allowance.limits.streams;
+            let connection = Connection::new(*tls, streams).await.map_err(failed)?;
+            let slot = connection
+                .reserve()
+                .ok_or_else(|| Failure::Endpoint(Reason::Upstream, "closed".to_owned()))?;
+            outbound.pool.offer(endpoint, connection.clone());
+            match connection.open(&request, outbound.baggage.as_ref()).await {
+                Ok((send, receive)) => Ok(Stream::Http2(send, receive, slot)),
+                Err(OpenError::Refused(reason)) => Err(refused(reason, "")),
+                Err(error @ (OpenError::Http(_) | OpenError::H2(_))) => Err(failed(error)),
+            }
+        }
+    }
+}
+
+fn refused(reason: Reason, text: &str) -> Failure {
+    let told = format!("refused ({}) {text}", reason.name());
+    if reason.is_about_the_endpoint() {
+        Failure::Endpoint(reason, told)
+    } else {
+        Failure::Final(reason, told)
+    }
+}
+
+/// A new tunnel.
+async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Failure> {
+    let limits = outbound.allowance.limits;
+    let counts = &outbound.allowance.counts;
+    let tcp = match timeout(limits.connect_timeout, outbound.host.dial(endpoint.tunnel)).await {
+        Ok(Ok(tcp)) => tcp,
+        Ok(Err(error)) => return Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
+        Err(_elapsed) => return Err(Failure::Endpoint(Reason::Timeout, "connect timed out".to_owned())),
+    };
+    accept::prepare(&tcp);
+    let Some(_room) = outbound.allowance.handshake().await else {
+        return Err(Failure::Endpoint(Reason::Limit, "too many handshakes".to_owned()));
+    };
+    let shaken = tls::connect(&outbound.configs, &outbound.own, &endpoint.identity, tcp);
+    match timeout(limits.handshake_timeout, shaken).await {
+        Ok(Ok(tls)) => {
+            count(&counts.handshakes);
+            Ok(Box::new(tls))
+        }
+        Ok(Err(error)) => {
+            count(&counts.failed_handshakes);
+            Err(Failure::Endpoint(Reason::Upstream, error.to_string()))
+        }
+        Err(_elapsed) => {
+            count(&counts.slow_handshakes);
+            Err(Failure::Endpoint(Reason::Timeout, "handshake timed out".to_owned()))
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Tunnels that wait for the next stream, in proportion to use.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::hbone::{Connection, Slot};
+use super::host::Endpoint;
+use super::tls::Tls;
+use super::tunnel;
+use crate::identity::SpiffeId;
+
+/// How often what was used recently is forgotten by half.
+pub const SWEEP: Duration = Duration::from_secs(10);
+
+/// Who is at the other end, and where. The own identity is the pod's, which has a pool of its own.
+type Key = (SpiffeId, SocketAddr);
+
+#[derive(Default)]
+struct Peer {
+    /// The longest idle first.
+    idle: Vec<(Box<Tls>, Instant)>,
+    http2: Vec<Connection>,
+    /// Tunnels with a stream now, and the most of the recent past.
+    used: usize,
+    peak: usize,
+}
+
+/// The tunnels of a pod.
+pub struct Pool {
+    peers: Mutex<HashMap<Key, Peer>>,
+    most_idle: usize,
+    idle_timeout: Duration,
+}
+
+/// A stream's share in a tunnel of HTTP/2.
+pub(super) type Shared = (Connection, Slot);
+
+impl Pool {
+    /// At most so many idle tunnels, each for so long.
+    pub fn new(most_idle: usize, idle_timeout: Duration) -> Self {
+        Self { peers: Mutex::default(), most_idle, idle_timeout }
+    }
+
+    /// A tunnel of our own protocol that can be used at once.
+    pub(super) async fn take(&self, endpoint: &Endpoint) -> Option<Box<Tls>> {
+        loop {
+            // The last used: the others then grow old, and go.
+            let (mut tls, _since) = self.with(endpoint, |peer| peer.idle.pop())?;
+            if SystemTime::now() < tls.until && tunnel::is_fresh(&mut tls).await {
+                return Some(tls);
+            }
+        }
+    }
+
+    /// Room on a tunnel of HTTP/2.
+    pub(super) fn share(&self, endpoint: &Endpoint) -> Option<Shared> {
+        self.with(endpoint, |peer| {
+            peer.http2.retain(Connection::is_alive);
+            peer.http2.iter().find_map(|connection| Some((connection.clone(), connection.reserve()?)))
+        })
+    }
+
+    /// A tunnel of HTTP/2 for others to share.
+    pub(super) fn offer(&self, endpoint: &Endpoint, connection: Connection) {
+        self.with(endpoint, |peer| peer.http2.push(connection));
+    }
+
+    /// A stream begins; the guard is its end.
+    pub(super) fn using<'a>(&'a self, endpoint: &'a Endpoint) -> Using<'a> {
+        self.with(endpoint, |peer| {
+            peer.used += 1;
+            peer.peak = peer.peak.max(peer.used);
+        });
+        Using { pool: self, endpoint }
+    }
+
+    /// A tunnel after the clean end of its stream. Kept if as many have been in use at once.
+    pub(super) fn put(&self, endpoint: &Endpoint, tls: Box<Tls>, now: Instant) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle: usize = peers.values().map(|peer| peer.idle.len()).sum();
+        let peer = peers.entry(key(endpoint)).or_default();
+        if idle < self.most_idle && peer.idle.len() < peer.peak.max(1) && SystemTime::now() < tls.until {
+            peer.idle.push((tls, now));
+        }
+    }
+
+    /// Closes what has been idle for long, or more than is used. To be called every [`SWEEP`].
+    pub fn sweep(&self, now: Instant) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|_key, peer| {
+            peer.peak = peer.used.max(peer.peak / 2);
+            let surplus = peer.idle.len().saturating_sub(peer.peak.max(1));
+            peer.idle.drain(..surplus);
+            peer.idle.retain(|(tls, since)| {
+                now.saturating_duration_since(*since) < self.idle_timeout && SystemTime::now() < tls.until
+            });
+            // One without streams goes after a sweep without use: others are made with the next stream.
+            peer.http2
+                .retain(|connection| connection.is_alive() && (connection.streams() > 0 || peer.peak > 0));
+            peer.used > 0 || !peer.idle.is_empty() || !peer.http2.is_empty()
+        });
+    }
+
+    /// Idle tunnels.
+    pub fn idle(&self) -> usize {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.values().map(|peer| peer.idle.len()).sum()
+    }
+
+    fn with<T>(&self, endpoint: &Endpoint, act: impl FnOnce(&mut Peer) -> T) -> T {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        act(peers.entry(key(endpoint)).or_default())
+    }
+}
+
+fn key(endpoint: &Endpoint) -> Key {
+    (endpoint.identity.clone(), endpoint.tunnel)
+}
+
+/// A stream in use.
+pub(super) struct Using<'a> {
+    pool: &'a Pool,
+    endpoint: &'a Endpoint,
+}
+
+impl Drop for Using<'_> {
+    fn drop(&mut self) {
+        self.pool.with(self.endpoint, |peer| peer.used = peer.used.saturating_sub(1));
+    }
+}

@@ -1,0 +1,91 @@
+//! What a relay does with sockets, beside what tokio offers.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Reads what is there; none when nothing is.
+pub(super) fn read(tcp: &TcpStream, into: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+    let room: usize = into.iter().map(|slice| slice.len()).sum();
+    let mut short = None;
+    let read = tcp.try_io(Interest::READABLE, || {
+        let read = (&*SockRef::from(tcp)).read_vectored(into)?;
+        if read > 0 && read < room {
+            // The socket is empty: said so, tokio waits for more without another system call that finds nothing.
+            short = Some(read);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(read)
+    });
+    match (read, short) {
+        (_, Some(read)) | (Ok(read), None) => Ok(Some(read)),
+        (Err(error), None) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        (Err(error), None) if error.kind() == ErrorKind::Interrupted => Ok(None),
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// Writes what fits; none when nothing does.
+pub(super) fn write(tcp: &TcpStream, from: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+    match tcp.try_io(Interest::WRITABLE, || (&*SockRef::from(tcp)).write_vectored(from)) {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Ok(written) => Ok(Some(written)),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends what is sent.
+pub(super) fn end(tcp: &TcpStream) -> io::Result<()> {
+    SockRef::from(tcp).shutdown(Shutdown::Write)
+}
+
+/// How waiting for room has ended.
+pub(super) enum Room {
+    /// There is some, or the socket has failed, which the next write says.
+    Some,
+    /// The other end of the copy has failed.
+    Failed(io::Error),
+}
+
+/// Waits until `to` takes more, or `from`, whose bytes are stuck, has failed. In a box of its own: who copies is blocked rarely,
+/// but waits for bytes all the time, and that should not take the room of both.
+pub(super) fn room<'a>(
+    to: &'a TcpStream,
+    from: &'a TcpStream,
+) -> Pin<Box<dyn Future<Output = Room> + Send + 'a>> {
+    Box::pin(async move {
+        tokio::select! {
+            _ready = to.writable() => Room::Some,
+            error = failed(from) => Room::Failed(error),
+        }
+    })
+}
+
+/// Waits until the connection has failed.
+pub(crate) async fn failed(tcp: &TcpStream) -> io::Error {
+    if let Err(error) = tcp.ready(Interest::ERROR).await {
+        return error;
+    }
+    match tcp.take_error() {
+        Ok(Some(error)) | Err(error) => error,
+        Ok(None) => ErrorKind::ConnectionReset.into(),
+    }
+}
+
+/// A connection that has ended in order: what is still to be sent is sent.
+pub fn end_on_drop(tcp: &TcpStream) {
+    // It fails only for a socket that has no connection.
+    drop(SockRef::from(tcp).set_linger(None));
+}
+
+/// Lets the peer see a reset, whatever is still to be sent, as soon as the socket is dropped.
+pub fn reset_on_drop(tcp: &TcpStream) {
+    // It fails only for a socket that has no connection to reset.
+    drop(SockRef::from(tcp).set_linger(Some(Duration::ZERO)));
+}

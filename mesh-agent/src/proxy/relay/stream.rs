@@ -1,0 +1,319 @@
+//! A stream of our own protocol.
+//!
+//! Application to tunnel: one `readv` into the slots of the records, sealed where they lie, one `write`. Tunnel to application:
+//! one `read` of many records, opened where they lie, one `writev`.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use tokio::net::TcpStream;
+
+use super::buffer::{Budget, Buffer, Pieces, SLOT, Size};
+use super::socket::Room;
+use super::{Cut, Moved, socket};
+use crate::proxy::stream::{DATA, MAX_DATA, Malformed, Message, OutOfOrder};
+use crate::proxy::tls::{Event, HEADER, Reader, Tls, Writer};
+
+/// Full reads in a row after which a connection gets a large buffer.
+const BUSY: u32 = 2;
+
+/// One task sets and reads it; atomic, because that task may move to another thread.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Flag {
+    fn get(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    fn set(&self, value: bool) {
+        self.0.store(value, Relaxed);
+    }
+}
+
+/// What both directions know.
+struct Common<'a> {
+    application: &'a TcpStream,
+    tunnel: &'a TcpStream,
+    budget: &'a Arc<Budget>,
+    /// A record is only partly in the socket, so nothing else may be sent.
+    within_record: Flag,
+    /// END has been sent, received.
+    sent_end: Flag,
+    received_end: Flag,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// Moves a stream that has been accepted, until both directions have ended: then `tls` may carry the next one. After any other
+/// end both connections are to be dropped, and are reset by that.
+pub async fn relay(application: &TcpStream, tls: &mut Tls, budget: &Arc<Budget>) -> (Result<(), Cut>, Moved) {
+    let Tls { tcp, reader, writer, received, .. } = tls;
+    let common = Common {
+        application,
+        tunnel: tcp,
+        budget,
+        within_record: Flag::default(),
+        sent_end: Flag::default(),
+        received_end: Flag::default(),
+        sent: AtomicU64::new(0),
+        received: AtomicU64::new(0),
+    };
+    let outcome = both(&common, reader, received, writer).await;
+    if let Err(cut) = &outcome {
+        socket::reset_on_drop(application);
+        tear_down(&common, writer, cut);
+    }
+    let moved = Moved { sent: common.sent.into_inner(), received: common.received.into_inner() };
+    (outcome, moved)
+}
+
+/// Tells the peer, if it can be told at once; or else a reset of the connection does.
+fn tear_down(common: &Common<'_>, writer: &mut Writer, cut: &Cut) {
+    let told = match cut {
+        Cut::Application(_) if !common.within_record.get() => {
+            writer.data(&Message::Reset.encode()).is_ok_and(|record| {
+                let whole = record.len();
+                matches!(socket::write(common.tunnel, &[IoSlice::new(&record)]), Ok(Some(n)) if n == whole)
+            })
+        }
+        Cut::Reset => true,
+        Cut::Application(_) | Cut::Tunnel(_) | Cut::Tls(_) | Cut::Malformed(_) | Cut::OutOfOrder(_) => false,
+    };
+    if !told {
+        socket::reset_on_drop(common.tunnel);
+    }
+}
+
+async fn both(
+    common: &Common<'_>,
+    reader: &mut Reader,
+    received: &mut Vec<u8>,
+    writer: &mut Writer,
+) -> Result<(), Cut> {
+    let mut up = pin!(up(common, writer));
+    let mut down = pin!(down(common, reader, received));
+    loop {
+        if common.sent_end.get() && common.received_end.get() {
+            // Before the next poll of `down`: what follows belongs to the next stream.
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            done = &mut up, if !common.sent_end.get() => done?,
+            done = &mut down => return done,
+            // Nobody reads the application's connection any more, so nobody else would notice.
+            error = half_closed(common.application), if common.sent_end.get() => {
+                return Err(Cut::Application(error));
+            }
+        }
+    }
+}
+
+/// Waits for the failure of a connection that is not read any more; in a box, as few are.
+async fn half_closed(tcp: &TcpStream) -> io::Error {
+    Box::pin(socket::failed(tcp)).await
+}
+
+/// From the application into the tunnel.
+async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
+    let mut pace = Pace::new();
+    loop {
+        common.application.readable().await.map_err(Cut::Application)?;
+        let mut buffer = common.budget.take(pace.size());
+        let read = {
+            let (mut slices, slots) = buffer.data();
+            socket::read(common.application, &mut slices[..slots])
+        };
+        let Some(read) = read.map_err(Cut::Application)? else { continue };
+        if read == 0 {
+            drop(buffer);
+            let record = writer.data(&Message::End.encode())?;
+            send(common, writer, &record).await?;
+            common.sent_end.set(true);
+            return Ok(());
+        }
+        pace.moved(read, buffer.size);
+        let mut end = 0;
+        let mut left = read;
+        for slot in buffer.bytes.chunks_mut(SLOT) {
+            let length = left.min(MAX_DATA);
+            slot[HEADER] = DATA;
+            end += writer.seal(slot, length + 1)?;
+            left -= length;
+            if left == 0 {
+                break;
+            }
+        }
+        write(common, &buffer.bytes[..end]).await?;
+        common.sent.fetch_add(read as u64, Relaxed);
+        // After the data: a key may seal a few records more than its limit says.
+        if let Some(record) = writer.due()? {
+            write(common, &record).await?;
+        }
+    }
+}
+
+async fn send(common: &Common<'_>, writer: &mut Writer, record: &[u8]) -> Result<(), Cut> {
+    write(common, record).await?;
+    match writer.due()? {
+        Some(record) => write(common, &record).await,
+        None => Ok(()),
+    }
+}
+
+async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
+    common.within_record.set(true);
+    while !bytes.is_empty() {
+        match socket::write(common.tunnel, &[IoSlice::new(bytes)]).map_err(Cut::Tunnel)? {
+            Some(written) => bytes = &bytes[written..],
+            None => match socket::room(common.tunnel, common.application).await {
+                Room::Some => {}
+                Room::Failed(error) => return Err(Cut::Application(error)),
+            },
+        }
+    }
+    common.within_record.set(false);
+    Ok(())
+}
+
+/// From the tunnel to the application. Goes on after END until the own direction has ended: a reset may still come.
+///
+/// Whenever it waits for the tunnel, what it has read and not opened is in `received`, so it may be dropped then.
+async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) -> Result<(), Cut> {
+    let mut pace = Pace::new();
+    let mut wait = received.is_empty();
+    loop {
+        if wait {
+            common.tunnel.readable().await.map_err(Cut::Tunnel)?;
+        }
+        wait = true;
+        let mut have = received.len();
+        let mut buffer = common.budget.take_for(have, pace.size());
+        buffer.bytes[..have].copy_from_slice(received);
+        *received = Vec::new();
+        loop {
+            let opened = open(common, reader, &mut buffer, have).await?;
+            buffer.bytes.copy_within(opened..have, 0);
+            have -= opened;
+            let over = common.received_end.get() && common.sent_end.get();
+            match if over { None } else { fill(common, &mut buffer, have)? } {
+                Some(read) => {
+                    have += read;
+                    pace.moved(read, buffer.size);
+                }
+                None => {
+                    *received = buffer.bytes[..have].to_vec();
+                    if over {
+                        return Ok(());
+                    }
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn fill(common: &Common<'_>, buffer: &mut Buffer, have: usize) -> Result<Option<usize>, Cut> {
+    let mut into = [IoSliceMut::new(&mut buffer.bytes[have..])];
+    match socket::read(common.tunnel, &mut into).map_err(Cut::Tunnel)? {
+        Some(0) => Err(Cut::Tunnel(ErrorKind::UnexpectedEof.into())),
+        read => Ok(read),
+    }
+}
+
+/// Opens the records in the first `have` bytes, hands their data to the application, and returns how many bytes were used.
+async fn open(
+    common: &Common<'_>,
+    reader: &mut Reader,
+    buffer: &mut Buffer,
+    have: usize,
+) -> Result<usize, Cut> {
+    let mut pieces = Pieces::new();
+    let mut next = 0;
+    while let Some((total, event)) = reader.open(&mut buffer.bytes[next..have])? {
+        let at = next;
+        next += total;
+        let content = match event {
+            Event::Data(range) => at + range.start..at + range.end,
+            Event::Nothing => continue,
+            Event::Closed => return Err(Cut::Tunnel(ErrorKind::UnexpectedEof.into())),
+        };
+        if buffer.bytes[content.start] == DATA && content.len() > 1 {
+            if common.received_end.get() {
+                return Err(OutOfOrder.into());
+            }
+            pieces.push(content.start + 1..content.end);
+            if pieces.is_full() {
+                deliver(common, &buffer.bytes, &mut pieces).await?;
+            }
+            continue;
+        }
+        match Message::decode(&buffer.bytes[content])? {
+            Message::End if !common.received_end.get() => {
+                deliver(common, &buffer.bytes, &mut pieces).await?;
+                socket::end(common.application).map_err(Cut::Application)?;
+                common.received_end.set(true);
+                if common.sent_end.get() {
+                    break;
+                }
+            }
+            // It overtakes nothing: what the application has not read yet is lost, as on any connection.
+            Message::Reset => return Err(Cut::Reset),
+            Message::Drain => {}
+            Message::Data(_) => return Err(Malformed::Length.into()),
+            Message::End | Message::Request(_) | Message::Accepted | Message::Refused(..) => {
+                return Err(OutOfOrder.into());
+            }
+        }
+    }
+    deliver(common, &buffer.bytes, &mut pieces).await?;
+    Ok(next)
+}
+
+async fn deliver(common: &Common<'_>, bytes: &[u8], pieces: &mut Pieces) -> Result<(), Cut> {
+    while !pieces.is_empty() {
+        let written = {
+            let (slices, count) = pieces.slices(bytes);
+            socket::write(common.application, &slices[..count]).map_err(Cut::Application)?
+        };
+        match written {
+            Some(written) => {
+                pieces.advance(written);
+                common.received.fetch_add(written as u64, Relaxed);
+            }
+            // A reset of the tunnel must not wait until the application reads.
+            None => match socket::room(common.application, common.tunnel).await {
+                Room::Some => {}
+                Room::Failed(error) => return Err(Cut::Tunnel(error)),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Decides by what was moved how much to move at a time.
+struct Pace {
+    full: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { full: 0 }
+    }
+
+    fn size(&self) -> Size {
+        if self.full >= BUSY { Size::Large } else { Size::Small }
+    }
+
+    fn moved(&mut self, bytes: usize, size: Size) {
+        self.full = match size {
+            Size::Small if bytes >= MAX_DATA => (self.full + 1).min(BUSY * 2),
+            Size::Large if bytes > MAX_DATA => BUSY * 2,
+            Size::Small | Size::Large => self.full.saturating_sub(1),
+        };
+    }
+}

@@ -1,0 +1,183 @@
+//! What connections do when all is well, or an end goes away.
+
+use super::*;
+
+#[tokio::test]
+async fn a_tunnel_is_reused_after_a_clean_end() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    mesh.route(target, vec![mesh.endpoint(target)]);
+    for round in 0..10 {
+        assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+        until("the tunnel rests", || mesh.outbound.pool.idle() == 1).await;
+        assert_eq!(mesh.count(|counts| &counts.reused).0, round);
+    }
+    assert_eq!(mesh.count(|counts| &counts.handshakes), (1, 1));
+    let (wanted, outcome) = mesh.policy.finished.lock().unwrap()[0].clone();
+    assert_eq!(wanted.source, Some(client()));
+    assert_eq!(outcome, Outcome::Ended(relay::Moved { sent: 5, received: 5 }));
+}
+
+#[tokio::test]
+async fn a_tunnel_is_not_reused_after_a_reset() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    mesh.route(target, vec![mesh.endpoint(target)]);
+    let mut tcp = mesh.connect(target).await;
+    tcp.write_all(b"hello").await.unwrap();
+    tcp.read_exact(&mut [0; 5]).await.unwrap();
+    relay::reset_on_drop(&tcp);
+    drop(tcp);
+    until("the stream is cut", || matches!(mesh.outcomes()[..], [Outcome::Cut(..)])).await;
+    assert_eq!(mesh.outbound.pool.idle(), 0);
+    assert_eq!(converse(mesh.connect(target).await, b"again").await.unwrap(), b"again");
+    assert_eq!(mesh.count(|counts| &counts.handshakes), (2, 2));
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_only_http2_is_served() {
+    let mesh = Mesh::with(vec![Protocol::H2], limits()).await;
+    let target = echo().await;
+    mesh.route(target, vec![mesh.endpoint(target)]);
+    for _round in 0..10 {
+        assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+    }
+    assert_eq!(mesh.count(|counts| &counts.handshakes), (1, 1));
+}
+
+#[tokio::test]
+async fn a_thousand_connections_at_once() {
+    for protocols in [vec![Protocol::Stream], vec![Protocol::H2]] {
+        let mesh = Arc::new(Mesh::with(protocols, limits()).await);
+        let target = echo().await;
+        mesh.route(target, vec![mesh.endpoint(target)]);
+        // All of them are open at the same time: nobody ends before the last has begun.
+        let mut open = Vec::new();
+        for round in 0..1_000_u32 {
+            let mut tcp = mesh.connect(target).await;
+            tcp.write_all(&round.to_be_bytes()).await.unwrap();
+            open.push(tcp);
+        }
+        for (round, mut tcp) in open.into_iter().enumerate() {
+            let mut heard = [0; 4];
+            timeout(LONG * 3, tcp.read_exact(&mut heard)).await.unwrap().unwrap();
+            assert_eq!(u32::from_be_bytes(heard), round as u32);
+            tcp.shutdown().await.unwrap();
+            assert_eq!(timeout(LONG, tcp.read(&mut heard)).await.unwrap().unwrap(), 0);
+        }
+        until("all are told", || mesh.outcomes().len() == 1_000).await;
+    }
+}
+
+#[tokio::test]
+async fn another_endpoint_takes_what_the_first_refuses() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    let (gone, closed) = listener().await;
+    drop(gone);
+    let nobody = Endpoint { tunnel: closed, ..mesh.endpoint(target) };
+    // No node, no application, and then one.
+    mesh.route(target, vec![nobody, mesh.endpoint(closed), mesh.endpoint(target)]);
+    assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+    assert_eq!(mesh.count(|counts| &counts.retried).0, 2);
+    assert!(mesh.outcomes().contains(&Outcome::Refused(Reason::Upstream)));
+}
+
+#[tokio::test]
+async fn a_stale_tunnel_is_replaced() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    mesh.route(target, vec![mesh.endpoint(target)]);
+    converse(mesh.connect(target).await, b"hello").await.unwrap();
+    until("the tunnel rests", || mesh.outbound.pool.idle() == 1).await;
+    // The server's node is restarted, at the same address.
+    mesh.phase.send(Phase::Over).unwrap();
+    mesh.serving.await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(mesh.tunnel).unwrap();
+    let (_phase, drain) = Drain::new();
+    tokio::spawn(inbound::serve(Arc::clone(&mesh.inbound), socket.listen(128).unwrap(), drain));
+    let outbound = &mesh.outbound;
+    let mut tcp = {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        mesh.table.meant.lock().unwrap().insert(socket.local_addr().unwrap(), target);
+        socket.connect(mesh.capture).await.unwrap()
+    };
+    tcp.write_all(b"again").await.unwrap();
+    timeout(LONG, tcp.read_exact(&mut [0; 5])).await.unwrap().unwrap();
+    assert_eq!(outbound.allowance.counts.handshakes.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_drain_lets_streams_end_and_then_resets() {
+    for protocols in [vec![Protocol::Stream], vec![Protocol::H2]] {
+        let mesh = Mesh::with(protocols, limits()).await;
+        let target = echo().await;
+        mesh.route(target, vec![mesh.endpoint(target)]);
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let mut tcp = mesh.connect(target).await;
+            tcp.write_all(b"hello").await.unwrap();
+            tcp.read_exact(&mut [0; 5]).await.unwrap();
+            open.push(tcp);
+        }
+        mesh.phase.send(Phase::Draining).unwrap();
+        until("the listener is closed", || std::net::TcpStream::connect(mesh.tunnel).is_err()).await;
+        let mut late = mesh.connect(target).await;
+        assert!(timeout(LONG, late.read(&mut [0])).await.unwrap().is_err());
+        // What is open goes on, in both directions, and may end in order.
+        assert_eq!(converse(open.remove(0), b"still here").await.unwrap(), b"still here");
+        assert!(!mesh.serving.is_finished());
+        mesh.phase.send(Phase::Over).unwrap();
+        timeout(LONG, mesh.serving).await.unwrap().unwrap();
+        assert!(timeout(LONG, open[0].read(&mut [0])).await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_asked_by_its_own_address() {
+    let mesh = Mesh::new().await;
+    // As sk_lookup does it: the connection's own address is what the client meant. Here that is the listener's.
+    let (steered, address) = listener().await;
+    let (_phase, drain) = Drain::new();
+    tokio::spawn(inbound::serve_plain(Arc::clone(&mesh.inbound), steered, drain));
+    mesh.policy.open.store(false, Ordering::Relaxed);
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    assert!(timeout(LONG, tcp.read(&mut [0])).await.unwrap().is_err());
+    let wanted = mesh.policy.finished.lock().unwrap()[0].0.clone();
+    assert_eq!((wanted.source, wanted.destination), (None, address));
+}
+
+#[tokio::test]
+async fn what_is_not_meshed_goes_on_as_it_is() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    mesh.table.routes.lock().unwrap().insert(target, Route::Direct(target));
+    assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+    assert_eq!(mesh.count(|counts| &counts.handshakes), (0, 0));
+}
+
+#[tokio::test]
+async fn a_removed_endpoint_ends_its_connections_and_no_others() {
+    let mesh = Mesh::new().await;
+    let (goes, stays) = (echo().await, echo().await);
+    let mut open = Vec::new();
+    for target in [goes, stays] {
+        mesh.route(target, vec![mesh.endpoint(target)]);
+        let mut tcp = mesh.connect(target).await;
+        tcp.write_all(b"hello").await.unwrap();
+        tcp.read_exact(&mut [0; 5]).await.unwrap();
+        open.push(tcp);
+    }
+    mesh.route(goes, vec![]);
+    mesh.table.changed.send_modify(|version| *version += 1);
+    assert!(timeout(LONG, open[0].read(&mut [0])).await.unwrap().is_err());
+    open[1].write_all(b"still").await.unwrap();
+    timeout(LONG, open[1].read_exact(&mut [0; 5])).await.unwrap().unwrap();
+    until("it is told", || mesh.table.finished.lock().unwrap().len() == 1).await;
+    let (dialled, outcome) = mesh.table.finished.lock().unwrap()[0].clone();
+    assert_eq!((dialled.destination, dialled.endpoint), (goes, Some(mesh.endpoint(goes))));
+    assert!(matches!(outcome, Outcome::Cut(..)));
+}

@@ -1,0 +1,157 @@
+//! Certificate authorities and workloads of tests.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Configs, HandshakeError, Protocol, Tls, accept, connect};
+use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
+
+pub(crate) fn id(text: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/{text}").parse().unwrap()
+}
+
+pub(crate) fn client() -> SpiffeId {
+    id("ns/shop/sa/client")
+}
+
+pub(crate) fn server() -> SpiffeId {
+    id("ns/shop/sa/server")
+}
+
+/// An authority of its own.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+/// What a certificate says.
+pub(crate) struct Wanted {
+    pub(crate) names: Vec<String>,
+    pub(crate) from: SystemTime,
+    pub(crate) until: SystemTime,
+}
+
+impl Wanted {
+    pub(crate) fn of(id: &SpiffeId) -> Self {
+        let now = SystemTime::now();
+        Self {
+            names: vec![id.to_string()],
+            from: now - Duration::from_secs(120),
+            until: now + Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), root }
+    }
+
+    pub(crate) fn issue(&self, wanted: &Wanted) -> WorkloadCertificate {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names =
+            wanted.names.iter().map(|name| SanType::URI(name.as_str().try_into().unwrap())).collect();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = wanted.from.into();
+        params.not_after = wanted.until.into();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.root.clone()).unwrap();
+        let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        WorkloadCertificate {
+            certified: Arc::new(CertifiedKey::new(vec![leaf], any_supported_type(&private).unwrap())),
+            roots: Arc::new(roots),
+            not_after: wanted.until,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+}
+
+/// The certificates of a node.
+#[derive(Default)]
+pub(crate) struct Held(Mutex<HashMap<SpiffeId, Arc<WorkloadCertificate>>>);
+
+impl Held {
+    pub(crate) fn set(&self, id: &SpiffeId, certificate: WorkloadCertificate) {
+        self.0.lock().unwrap().insert(id.clone(), Arc::new(certificate));
+    }
+}
+
+impl Certificates for Held {
+    fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
+        self.0.lock().unwrap().get(id).cloned()
+    }
+}
+
+/// Both ends' configurations, each with one workload.
+pub(crate) struct Pair {
+    pub(crate) authority: Authority,
+    pub(crate) client_held: Arc<Held>,
+    pub(crate) server_held: Arc<Held>,
+    pub(crate) client: Arc<Configs>,
+    pub(crate) server: Arc<Configs>,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        Self::speaking(vec![Protocol::Stream, Protocol::H2])
+    }
+
+    pub(crate) fn speaking(protocols: Vec<Protocol>) -> Self {
+        let authority = Authority::new();
+        let (client_held, server_held) = (Arc::new(Held::default()), Arc::new(Held::default()));
+        client_held.set(&client(), authority.issue(&Wanted::of(&client())));
+        server_held.set(&server(), authority.issue(&Wanted::of(&server())));
+        let (c, s): (Arc<dyn Certificates>, Arc<dyn Certificates>) =
+            (client_held.clone(), server_held.clone());
+        Self {
+            authority,
+            client_held,
+            server_held,
+            client: Arc::new(Configs::offering(c, protocols)),
+            server: Arc::new(Configs::new(s)),
+        }
+    }
+
+    /// A handshake over loopback: what each end makes of it.
+    pub(crate) async fn shake(&self) -> (Result<Tls, HandshakeError>, Result<Tls, HandshakeError>) {
+        let (near, far) = sockets().await;
+        let (own, peer) = (client(), server());
+        tokio::join!(connect(&self.client, &own, &peer, near), accept(&self.server, &peer, far))
+    }
+
+    pub(crate) async fn tunnel(&self) -> (Tls, Tls) {
+        let (near, far) = self.shake().await;
+        (near.unwrap(), far.unwrap())
+    }
+}
+
+/// Two ends of a connection over loopback.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    (near, far)
+}

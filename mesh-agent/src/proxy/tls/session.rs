@@ -1,0 +1,231 @@
+//! What goes on beside the data: alerts, key updates, session tickets. Pure.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
+use rustls::server::ServerConnectionData;
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
+
+use super::record::{Content, HEADER, MAX_PLAINTEXT, OVERHEAD, Opener, RecordError, Sealer};
+
+/// Records that one AES-GCM key may seal (RFC 8446, section 5.5: 2^24.5 of full size).
+const KEY_LIMIT: u64 = 1 << 24;
+/// A handshake message may span records; ours are much shorter.
+const MESSAGE_LIMIT: usize = 1 << 16;
+/// Records in a row without data. A peer that sends nothing else only burns a processor.
+const IDLE_RECORDS: u32 = 64;
+
+const CLOSE_NOTIFY: u8 = 0;
+const NEW_SESSION_TICKET: u8 = 4;
+const KEY_UPDATE: u8 = 24;
+
+/// A TLS connection has failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TlsError {
+    /// What was received cannot be opened.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The peer says so.
+    #[error("the peer sent TLS alert {0}")]
+    Alert(u8),
+    /// A message that the peer may not send, or a malformed one.
+    #[error("an unexpected TLS message")]
+    Unexpected,
+    /// Tickets, key updates and empty records without end.
+    #[error("too many TLS records without data")]
+    Idle,
+    /// rustls refuses.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// What rustls keeps for a connection whose records are ours.
+pub(super) enum Kernel {
+    Client(KernelConnection<ClientConnectionData>),
+    Server(KernelConnection<ServerConnectionData>),
+}
+
+type Secrets = (u64, ConnectionTrafficSecrets);
+
+impl Kernel {
+    fn next(&mut self, receive: bool) -> Result<Secrets, TlsError> {
+        let secrets = match (self, receive) {
+            (Self::Client(kernel), true) => kernel.update_rx_secret(),
+            (Self::Client(kernel), false) => kernel.update_tx_secret(),
+            (Self::Server(kernel), true) => kernel.update_rx_secret(),
+            (Self::Server(kernel), false) => kernel.update_tx_secret(),
+        };
+        secrets.map_err(|error| TlsError::Tls(error.to_string()))
+    }
+
+    fn ticket(&mut self, ticket: &[u8]) -> Result<(), TlsError> {
+        match self {
+            Self::Client(kernel) => {
+                kernel.handle_new_session_ticket(ticket).map_err(|error| TlsError::Tls(error.to_string()))
+            }
+            Self::Server(_) => Err(TlsError::Unexpected),
+        }
+    }
+}
+
+struct Shared {
+    kernel: Mutex<Kernel>,
+    /// The peer wants us to change our key before we send more.
+    update: AtomicBool,
+}
+
+impl Shared {
+    fn kernel<T>(&self, ask: impl FnOnce(&mut Kernel) -> T) -> T {
+        ask(&mut self.kernel.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The two directions of a connection.
+pub(super) fn split(secrets: &ExtractedSecrets, kernel: Kernel) -> Result<(Reader, Writer), TlsError> {
+    let shared = Arc::new(Shared { kernel: Mutex::new(kernel), update: AtomicBool::new(false) });
+    let opener = Opener::new(secrets.rx.0, &secrets.rx.1)?;
+    let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1)?;
+    let reader = Reader { opener, shared: Arc::clone(&shared), message: Vec::new(), idle: 0 };
+    Ok((reader, Writer { sealer, shared }))
+}
+
+/// What a record said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Data, at this place in the buffer.
+    Data(Range<usize>),
+    /// Something between the two TLS ends.
+    Nothing,
+    /// The peer sends no more.
+    Closed,
+}
+
+/// Opens what is received.
+pub struct Reader {
+    opener: Opener,
+    shared: Arc<Shared>,
+    /// The part of a handshake message whose rest comes in the next record.
+    message: Vec<u8>,
+    idle: u32,
+}
+
+impl Reader {
+    /// Opens the record at the beginning of `bytes`: its length, and what it said; none when it is not whole yet.
+    pub fn open(&mut self, bytes: &mut [u8]) -> Result<Option<(usize, Event)>, TlsError> {
+        let Some(opened) = self.opener.open(bytes)? else { return Ok(None) };
+        let content = HEADER..HEADER + opened.length;
+        if opened.content != Content::Handshake && !self.message.is_empty() {
+            return Err(TlsError::Unexpected);
+        }
+        let event = match opened.content {
+            Content::Data if opened.length > 0 => {
+                self.idle = 0;
+                return Ok(Some((opened.total, Event::Data(content))));
+            }
+            Content::Data => Event::Nothing,
+            Content::Alert => match bytes[content] {
+                [_level, CLOSE_NOTIFY] => Event::Closed,
+                [_level, alert] => return Err(TlsError::Alert(alert)),
+                _ => return Err(TlsError::Unexpected),
+            },
+            Content::Handshake => {
+                if opened.length == 0 {
+                    return Err(TlsError::Unexpected);
+                }
+                self.handshake(&bytes[content])?;
+                Event::Nothing
+            }
+        };
+        self.idle += 1;
+        if self.idle > IDLE_RECORDS {
+            return Err(TlsError::Idle);
+        }
+        Ok(Some((opened.total, event)))
+    }
+
+    fn handshake(&mut self, bytes: &[u8]) -> Result<(), TlsError> {
+        let mut message = std::mem::take(&mut self.message);
+        if message.len() + bytes.len() > MESSAGE_LIMIT {
+            return Err(TlsError::Unexpected);
+        }
+        message.extend_from_slice(bytes);
+        let mut rest = &message[..];
+        while let [kind, a, b, c, after @ ..] = rest {
+            let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+            if length > MESSAGE_LIMIT {
+                return Err(TlsError::Unexpected);
+            }
+            let Some((body, next)) = after.split_at_checked(length) else { break };
+            match (*kind, body) {
+                (NEW_SESSION_TICKET, ticket) => self.shared.kernel(|kernel| kernel.ticket(ticket))?,
+                // The key changes with the next record, so nothing may follow in this one.
+                (KEY_UPDATE, [answer @ (0 | 1)]) if next.is_empty() => {
+                    let (sequence, secrets) = self.shared.kernel(|kernel| kernel.next(true))?;
+                    self.opener = Opener::new(sequence, &secrets)?;
+                    if *answer == 1 {
+                        self.shared.update.store(true, Ordering::Relaxed);
+                    }
+                }
+                _ => return Err(TlsError::Unexpected),
+            }
+            rest = next;
+        }
+        self.message = rest.to_vec();
+        Ok(())
+    }
+}
+
+/// Seals what is sent.
+pub struct Writer {
+    sealer: Sealer,
+    shared: Arc<Shared>,
+}
+
+impl Writer {
+    /// Records that must be sent before any other, if any. To be asked before each write.
+    pub fn due(&mut self) -> Result<Option<Vec<u8>>, TlsError> {
+        let asked = self.shared.update.load(Ordering::Relaxed);
+        // A write seals a few records; the limit has more room than that.
+        if !asked && self.sealer.used() < KEY_LIMIT {
+            return Ok(None);
+        }
+        self.shared.update.store(false, Ordering::Relaxed);
+        self.update_key(false).map(Some)
+    }
+
+    /// Changes the key: the record that says so to the peer, who is asked to do the same if `both`.
+    pub fn update_key(&mut self, both: bool) -> Result<Vec<u8>, TlsError> {
+        let record = self.record(Content::Handshake, &[KEY_UPDATE, 0, 0, 1, u8::from(both)])?;
+        let (sequence, secrets) = self.shared.kernel(|kernel| kernel.next(false))?;
+        self.sealer = Sealer::new(sequence, &secrets)?;
+        Ok(record)
+    }
+
+    /// Makes a record of the `length` bytes that lie at [`HEADER`] in `record`, and returns the record's length.
+    pub fn seal(&mut self, record: &mut [u8], length: usize) -> Result<usize, TlsError> {
+        Ok(self.sealer.seal(Content::Data, record, length)?)
+    }
+
+    /// A record of its own for a few bytes.
+    pub fn data(&mut self, content: &[u8]) -> Result<Vec<u8>, TlsError> {
+        self.record(Content::Data, content)
+    }
+
+    /// The record that ends what is sent.
+    pub fn close(&mut self) -> Result<Vec<u8>, TlsError> {
+        const WARNING: u8 = 1;
+        self.record(Content::Alert, &[WARNING, CLOSE_NOTIFY])
+    }
+
+    fn record(&mut self, content: Content, bytes: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let mut record = vec![0; bytes.len().min(MAX_PLAINTEXT) + OVERHEAD];
+        if let Some(place) = record.get_mut(HEADER..HEADER + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+        self.sealer.seal(content, &mut record, bytes.len())?;
+        Ok(record)
+    }
+}
