@@ -2,9 +2,8 @@
 
 #[cfg(feature = "api")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 6] = [
+    const FILES: [&str; 5] = [
         "envoy/service/discovery/v3/ads.proto",
-        "istio/authorization.proto",
         "istio/ca.proto",
         "istio/workload.proto",
         "mesh/v1/extension.proto",

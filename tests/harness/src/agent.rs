@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct AgentOptions {
     /// Another control plane than the cluster's.
     pub control_plane: Option<String>,
+    /// Another token than the cluster's.
+    pub token_file: Option<PathBuf>,
     /// Further arguments, such as `--max-backends 64`.
     pub arguments: Vec<String>,
     /// Return only when it is ready.
@@ -30,7 +32,7 @@ pub struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { control_plane: None, arguments: Vec::new(), wait: true }
+        Self { control_plane: None, token_file: None, arguments: Vec::new(), wait: true }
     }
 }
 
@@ -58,7 +60,8 @@ impl Agent {
         command
             .args(["--control-plane-name", "mesh-control", "--control-plane-root"])
             .arg(node.site().roots());
-        command.arg("--token-file").arg(node.site().dir().join("token"));
+        let token = options.token_file.clone().unwrap_or_else(|| node.site().dir().join("token"));
+        command.arg("--token-file").arg(token);
         command.args(["--zone", node.zone(), "--region", "r1"]).args(&options.arguments);
         let log = log_of(node);
         let persistent = node.site().kept();
@@ -117,6 +120,11 @@ impl Agent {
     /// `/workloads`: who is enrolled.
     pub fn workloads(&self) -> anyhow::Result<Vec<Value>> {
         list(admin(&self.node, "/workloads")?)
+    }
+
+    /// `/certificates`: of the node and its workloads.
+    pub fn certificates(&self) -> anyhow::Result<Vec<Value>> {
+        list(admin(&self.node, "/certificates")?)
     }
 
     /// `/stats`: the counters of the kernel.

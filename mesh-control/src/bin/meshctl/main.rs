@@ -96,6 +96,7 @@ enum NodeView {
     Workloads,
     Stats,
     Status,
+    Certificates,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -151,6 +152,7 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
                 NodeView::Workloads => node::workloads(agent::get(socket, "/workloads").await?),
                 NodeView::Stats => node::stats(agent::get(socket, "/stats").await?),
                 NodeView::Status => node::status(agent::get(socket, "/status").await?),
+                NodeView::Certificates => node::certificates(agent::get(socket, "/certificates").await?),
             }
         }
     }

@@ -59,6 +59,15 @@ pub(crate) fn workloads(data: Value) -> anyhow::Result<View> {
     Ok(View { data, tables: vec![table] })
 }
 
+pub(crate) fn certificates(data: Value) -> anyhow::Result<View> {
+    let mut table = Table::new(&["IDENTITY", "STATE", "SERIAL", "NOT AFTER", "RENEWAL", "LAST ERROR"]);
+    for certificate in items(&data) {
+        let fields = ["identity", "state", "serial_number", "not_after", "renewal", "last_error"];
+        table.row(fields.map(|name| text(certificate, name)));
+    }
+    Ok(View { data, tables: vec![table] })
+}
+
 pub(crate) fn stats(data: Value) -> anyhow::Result<View> {
     let columns = [
         "SOURCE",
