@@ -14,6 +14,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::source::{Batch, Reading};
 
+/// Extension of a copy that is being written.
+const UNFINISHED: &str = "next";
+
 /// A directory with a file for each manifest: a comment that names the manifest, then its content.
 pub(crate) struct LastGood {
     dir: PathBuf,
@@ -36,6 +39,11 @@ impl LastGood {
         let mut earlier = Batch::new();
         for entry in fs::read_dir(&self.dir)? {
             let copy = entry?.path();
+            if copy.extension().is_some_and(|extension| extension == UNFINISHED) {
+                // Whoever wrote it was ended meanwhile; it may be cut short, and still read like a manifest.
+                fs::remove_file(&copy)?;
+                continue;
+            }
             let Some((manifest, text)) = read(&copy)? else {
                 warn!(file = %copy.display(), "not a copy of a manifest; left alone");
                 continue;
@@ -65,7 +73,7 @@ impl LastGood {
             return Ok(());
         }
         // A reader meets the old content or the new one; after a loss of power perhaps neither, and then there is no copy.
-        let next = copy.with_extension("next");
+        let next = copy.with_extension(UNFINISHED);
         fs::write(&next, content)?;
         fs::rename(next, copy)
     }
@@ -127,6 +135,19 @@ mod tests {
         kept.forget(Path::new("/m/changed")).unwrap();
         kept.forget(Path::new("/m/never")).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("manifests")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_copy_that_was_not_finished_is_none() {
+        let (_dir, kept) = kept();
+        let cut = kept.copy(Path::new("/m/lost")).with_extension(UNFINISHED);
+        fs::write(&cut, "# /m/lost\ncut").unwrap();
+        let earlier = kept.before(&first()).unwrap();
+        assert!(
+            earlier.iter().all(|(_, reading)| *reading == Reading::Text("old".to_owned())),
+            "{earlier:?}"
+        );
+        assert!(!cut.exists());
     }
 
     #[test]
