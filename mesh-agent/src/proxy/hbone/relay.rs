@@ -1,6 +1,6 @@
 //! Copies between an application's socket and a stream of HTTP/2.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
-use crate::proxy::relay::{Cut, Moved, failed, reset_on_drop};
+use crate::proxy::relay::{self, Cut, Moved, failed, reset_on_drop};
 
 /// Read at a time, at first and when there is much.
 const SMALL: usize = 4 << 10;
@@ -58,23 +58,9 @@ async fn both(
     // tokio's halves borrow, so the errors of the socket are seen through the reading one.
     let (read, write) = application.split();
     let watched: &TcpStream = read.as_ref();
-    let mut up = pin!(up(watched, send, sent));
-    let mut down = pin!(down(write, receive, received));
-    let (mut up_done, mut down_done) = (false, false);
-    while !(up_done && down_done) {
-        tokio::select! {
-            done = &mut up, if !up_done => {
-                done?;
-                up_done = true;
-            }
-            done = &mut down, if !down_done => {
-                done?;
-                down_done = true;
-            }
-            error = failed(watched), if up_done => return Err(Cut::Application(error)),
-        }
-    }
-    Ok(())
+    let (up, down) = (pin!(up(watched, send, sent)), pin!(down(write, receive, received)));
+    let reset = pin!(async { Cut::Application(failed(watched).await) });
+    relay::both(up, down, reset, pin!(pending())).await
 }
 
 async fn up(application: &TcpStream, send: &mut SendStream<Bytes>, sent: &AtomicU64) -> Result<(), Cut> {

@@ -7,6 +7,7 @@ mod socket;
 mod stream;
 
 use std::io;
+use std::pin::Pin;
 
 pub use buffer::Budget;
 pub use plain::relay as plain;
@@ -24,6 +25,32 @@ pub struct Moved {
     pub sent: u64,
     /// From the tunnel to the application.
     pub received: u64,
+}
+
+/// Drives both directions to their ends. Whom nobody reads any more, since that direction is over, is watched by `after_up` or
+/// `after_down`: nobody else would notice its failure. (Pinned by the caller, so that the future holds each only once.)
+pub(super) async fn both(
+    mut up: Pin<&mut impl Future<Output = Result<(), Cut>>>,
+    mut down: Pin<&mut impl Future<Output = Result<(), Cut>>>,
+    mut after_up: Pin<&mut impl Future<Output = Cut>>,
+    mut after_down: Pin<&mut impl Future<Output = Cut>>,
+) -> Result<(), Cut> {
+    let (mut up_done, mut down_done) = (false, false);
+    while !(up_done && down_done) {
+        tokio::select! {
+            done = &mut up, if !up_done => {
+                done?;
+                up_done = true;
+            }
+            done = &mut down, if !down_done => {
+                done?;
+                down_done = true;
+            }
+            cut = &mut after_up, if up_done => return Err(cut),
+            cut = &mut after_down, if down_done => return Err(cut),
+        }
+    }
+    Ok(())
 }
 
 /// A stream that did not end cleanly: neither the application's connection nor the tunnel may be used again.

@@ -34,25 +34,11 @@ async fn both(
     sent: &AtomicU64,
     received: &AtomicU64,
 ) -> Result<(), Cut> {
-    let mut up = pin!(copy((application, Cut::Application), (other, Cut::Tunnel), budget, sent));
-    let mut down = pin!(copy((other, Cut::Tunnel), (application, Cut::Application), budget, received));
-    let (mut up_done, mut down_done) = (false, false);
-    while !(up_done && down_done) {
-        tokio::select! {
-            done = &mut up, if !up_done => {
-                done?;
-                up_done = true;
-            }
-            done = &mut down, if !down_done => {
-                done?;
-                down_done = true;
-            }
-            // Nobody reads it any more, so nobody else would notice.
-            error = socket::failed(application), if up_done => return Err(Cut::Application(error)),
-            error = socket::failed(other), if down_done => return Err(Cut::Tunnel(error)),
-        }
-    }
-    Ok(())
+    let up = pin!(copy((application, Cut::Application), (other, Cut::Tunnel), budget, sent));
+    let down = pin!(copy((other, Cut::Tunnel), (application, Cut::Application), budget, received));
+    let application = pin!(async { Cut::Application(socket::failed(application).await) });
+    let other = pin!(async { Cut::Tunnel(socket::failed(other).await) });
+    super::both(up, down, application, other).await
 }
 
 /// A socket, and whose failure its failure is.
