@@ -2,8 +2,9 @@
 
 #[cfg(feature = "api")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 5] = [
+    const FILES: [&str; 6] = [
         "envoy/service/discovery/v3/ads.proto",
+        "istio/authorization.proto",
         "istio/ca.proto",
         "istio/workload.proto",
         "mesh/v1/extension.proto",

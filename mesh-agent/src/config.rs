@@ -107,6 +107,15 @@ pub struct RunArgs {
     /// Most (source, service, backend, outcome) counters
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     pub max_counters: u32,
+    /// Most addresses of workloads in the whole mesh
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    pub max_peers: u32,
+    /// Most connections that are on their way between the kernel programs and the node proxy
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub max_passages: u32,
+    /// Most verdicts of policy (source, set of policies, port)
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub max_verdicts: u32,
     /// What the kernel programs log
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = KernelLog::Off)]
     pub kernel_log: KernelLog,
@@ -221,6 +230,12 @@ pub struct MapSizes {
     pub udp_flows: u32,
     /// Counters.
     pub counters: u32,
+    /// Addresses of workloads.
+    pub peers: u32,
+    /// Connections between the kernel programs and the node proxy.
+    pub passages: u32,
+    /// Verdicts of policy.
+    pub verdicts: u32,
 }
 
 /// Where the agent can be asked.
@@ -326,6 +341,9 @@ impl RunArgs {
             affinity: size("--max-affinity", self.max_affinity)?,
             udp_flows: size("--max-udp-flows", self.max_udp_flows)?,
             counters: size("--max-counters", self.max_counters)?,
+            peers: size("--max-peers", self.max_peers)?,
+            passages: size("--max-passages", self.max_passages)?,
+            verdicts: size("--max-verdicts", self.max_verdicts)?,
         })
     }
 }

@@ -31,12 +31,15 @@ pub mod google {
     }
 }
 
-/// Istio's workload and certificate APIs.
+/// Istio's workload, policy and certificate APIs.
 pub mod istio {
     pub mod v1 {
         pub mod auth {
             tonic::include_proto!("istio.v1.auth");
         }
+    }
+    pub mod security {
+        tonic::include_proto!("istio.security");
     }
     pub mod workload {
         tonic::include_proto!("istio.workload");
@@ -57,6 +60,8 @@ pub const COMPLETE: &str = ";complete";
 pub const MORE: &str = ";more";
 /// Type URL of [`istio::workload::Address`] on ADS.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of [`istio::security::Authorization`] on ADS.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type URL of [`mesh::v1::ServiceExtension`].
 pub const SERVICE_EXTENSION_TYPE: &str = "type.googleapis.com/mesh.v1.ServiceExtension";
 /// Type URL of [`mesh::v1::WorkloadExtension`].

@@ -91,8 +91,18 @@ mod tests {
     use crate::config::MapSizes;
     use crate::datapath::object;
 
-    const SIZES: MapSizes =
-        MapSizes { services: 8, backends: 8, pages: 8, workloads: 8, affinity: 8, udp_flows: 8, counters: 8 };
+    const SIZES: MapSizes = MapSizes {
+        services: 8,
+        backends: 8,
+        pages: 8,
+        workloads: 8,
+        affinity: 8,
+        udp_flows: 8,
+        counters: 8,
+        peers: 8,
+        passages: 8,
+        verdicts: 8,
+    };
 
     /// The maps that do not stay, where `change` says what is pinned of some and the others are as wanted.
     fn check(change: &[(&str, Pinned)]) -> Result<Vec<(&'static str, Move)>, TooNew> {

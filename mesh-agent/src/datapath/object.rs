@@ -44,8 +44,12 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// Hash table that forgets what was used least recently.
     LruHash = 9,
+    /// Trie of prefixes.
+    PrefixTrie = 11,
     /// Socket storage.
     SocketStorage = 24,
+    /// Ring buffer; its entries are bytes.
+    RingBuffer = 27,
 }
 
 impl MapKind {
@@ -62,7 +66,7 @@ impl MapKind {
 
 /// The maps with their configured sizes.
 pub fn maps(sizes: &MapSizes) -> [MapSpec; map::ALL.len()] {
-    use MapKind::{Array, Hash, LruHash, PerCpuArray, PerCpuHash, SocketStorage};
+    use MapKind::{Array, Hash, LruHash, PerCpuArray, PerCpuHash, PrefixTrie, RingBuffer, SocketStorage};
     fn of<K, V>(name: &'static str, kind: MapKind, entries: u32) -> MapSpec {
         let bytes = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         MapSpec { name, kind, key: bytes(size_of::<K>()), value: bytes(size_of::<V>()), entries }
@@ -81,8 +85,20 @@ pub fn maps(sizes: &MapSizes) -> [MapSpec; map::ALL.len()] {
         of::<abi::SourceKey, abi::Endpoint>(map::UDP_SOURCES, LruHash, sizes.udp_flows),
         of::<abi::CounterKey, abi::Counters>(map::COUNTERS, PerCpuHash, sizes.counters),
         of::<u32, u64>(map::REASONS, PerCpuArray, abi::Reason::COUNT),
+        of::<abi::Address, abi::Peer>(map::PEERS, Hash, sizes.peers),
+        of::<u64, abi::Proxy>(map::PROXIES, Hash, sizes.workloads),
+        of::<u32, abi::Node>(map::NODE, Array, 1),
+        of::<abi::OriginalKey, abi::Original>(map::ORIGINALS, LruHash, sizes.passages),
+        of::<abi::CallerKey, abi::Caller>(map::CALLERS, LruHash, sizes.passages),
+        of::<abi::ClientKey, abi::Endpoint>(map::CLIENTS, Hash, sizes.passages),
+        of::<abi::VerdictKey, abi::Verdict>(map::VERDICTS, Hash, sizes.verdicts),
+        of::<([u32; 1], abi::PlainKey), abi::Verdict>(map::PLAIN_VERDICTS, PrefixTrie, sizes.verdicts),
+        MapSpec { name: map::DENIALS, kind: RingBuffer, key: 0, value: 0, entries: DENIALS_BYTES },
     ]
 }
+
+/// Room for denials that the agent has not read yet: some 800.
+const DENIALS_BYTES: u32 = 64 << 10;
 
 /// The programs: name in the object, which is also the name of the link's pin.
 pub const PROGRAMS: [&str; 10] = [

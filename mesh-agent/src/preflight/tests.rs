@@ -133,6 +133,9 @@ fn this_machine_can_be_looked_at() {
             affinity: 1,
             udp_flows: 1,
             counters: 1,
+            peers: 1,
+            passages: 1,
+            verdicts: 1,
         },
         kernel_log: crate::config::KernelLog::Off,
     };

@@ -47,6 +47,18 @@ impl Address {
         }
     }
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    }
+
+    /// Whether it is another than `::`, which is no workload's.
+    #[inline(always)]
+    pub const fn is_set(self) -> bool {
+        self.0[0] != 0 || self.0[1] != 0 || self.0[2] != 0 || self.0[3] != 0
+    }
+
     /// The four words.
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
@@ -156,6 +168,7 @@ impl Endpoint {
     }
 
     /// The port, host order.
+    #[inline(always)]
     pub const fn port(&self) -> u16 {
         u16::from_be(self.port)
     }

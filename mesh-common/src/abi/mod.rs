@@ -7,20 +7,28 @@ mod address;
 mod backend;
 mod counters;
 mod page;
+mod passage;
+mod path;
+mod peer;
 mod pick;
 mod reason;
 mod socket;
 #[cfg(feature = "user")]
 mod user;
+mod verdict;
 mod workload;
 
 pub use address::{Address, Endpoint, Protocol, ServiceKey};
 pub use backend::{Backend, Load};
 pub use counters::{CounterKey, Counters, Outcome};
 pub use page::{Algorithm, ENTRIES, Entry, Header, MAX_DEPTH, Page, Pointer};
+pub use passage::{Caller, CallerKey, ClientKey, Original, OriginalKey};
+pub use path::{Path, Source, path};
+pub use peer::{Node, Peer, Proxy};
 pub use pick::{Affinity, AffinityKey, descend, maglev_position, random_position, round_robin_position};
 pub use reason::Reason;
 pub use socket::{FlowKey, FlowValue, Socket, SourceKey};
+pub use verdict::{Denial, PlainKey, Verdict, VerdictKey};
 pub use workload::{WorkloadIdentity, identity_of};
 
 /// Names of the maps, as they are in the object and under the pin path. A map whose key or meaning changes gets another name;
@@ -51,8 +59,27 @@ pub mod map {
     /// [`super::Reason`] → `u64` (per-CPU array). Writer: kernel.
     pub const REASONS: &str = "REASONS";
 
+    /// [`super::Address`] → [`super::Peer`] (hash). Writer: agent.
+    pub const PEERS: &str = "PEERS";
+    /// Identity of a workload of this node → [`super::Proxy`] (hash). Writer: agent.
+    pub const PROXIES: &str = "PROXIES";
+    /// 0 → [`super::Node`] (array). Writer: agent.
+    pub const NODE: &str = "NODE";
+    /// [`super::OriginalKey`] → [`super::Original`] (LRU hash). Writer: `connection`; the agent removes what it has read.
+    pub const ORIGINALS: &str = "ORIGINALS";
+    /// [`super::CallerKey`] → [`super::Caller`] (LRU hash). Writer: `connection`.
+    pub const CALLERS: &str = "CALLERS";
+    /// [`super::ClientKey`] → [`super::Endpoint`] (hash). Writer: agent.
+    pub const CLIENTS: &str = "CLIENTS";
+    /// [`super::VerdictKey`] → [`super::Verdict`] (hash). Writer: agent.
+    pub const VERDICTS: &str = "VERDICTS";
+    /// [`super::PlainKey`] behind its prefix length → [`super::Verdict`] (trie). Writer: agent.
+    pub const PLAIN_VERDICTS: &str = "PLAIN_VERDICTS";
+    /// [`super::Denial`]s (ring buffer). Writer: `connect` and `inbound`.
+    pub const DENIALS: &str = "DENIALS";
+
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 21] = [
         SERVICES,
         PAGES,
         BACKENDS,
@@ -65,5 +92,14 @@ pub mod map {
         UDP_SOURCES,
         COUNTERS,
         REASONS,
+        PEERS,
+        PROXIES,
+        NODE,
+        ORIGINALS,
+        CALLERS,
+        CLIENTS,
+        VERDICTS,
+        PLAIN_VERDICTS,
+        DENIALS,
     ];
 }

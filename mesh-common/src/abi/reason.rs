@@ -32,11 +32,41 @@ pub enum Reason {
     NotWorkload = 12,
     /// Passed: neither TCP nor UDP.
     OtherProtocol = 13,
+    /// Led to the node proxy, which carries it to the other node under mutual TLS.
+    Proxied = 14,
+    /// Refused: it needs the node proxy, which is not alive, and its destination is guarded by policy.
+    ProxyDead = 15,
+    /// Passed without TLS: the node proxy is not alive, and no policy guards the destination.
+    ProxyDeadDirect = 16,
+    /// Refused: it needs the node proxy, which is not ready for the workload, and its destination is guarded by policy.
+    ProxyNotReady = 17,
+    /// Passed without TLS: the node proxy is not ready for the workload, and no policy guards the destination.
+    ProxyNotReadyDirect = 18,
+    /// Refused by policy where the client runs.
+    Denied = 19,
+    /// Refused where the client runs: policies guard the destination, and none of them is known for this client.
+    NoVerdict = 20,
+    /// Refused: nobody but the proxy itself connects to a port of the proxy.
+    ReservedPort = 21,
+    /// Inbound: policy lets it in.
+    InboundAdmitted = 22,
+    /// Inbound: refused by policy.
+    InboundDenied = 23,
+    /// Inbound: policies guard the workload, and none of them is known for this client.
+    InboundNoVerdict = 24,
+    /// Inbound: refused, since the port is the proxy's own.
+    InboundReserved = 25,
+    /// A connection between workloads of this node could not be noted: where policy guards the server, it counts as one without identity.
+    CallersLost = 26,
+    /// A connection to the node proxy could not be noted: the proxy resets it.
+    OriginalLost = 27,
+    /// A denial was counted, but could not be told: too many at a time.
+    DenialLost = 28,
 }
 
 impl Reason {
     /// How many there are: the size of the map.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 29;
 
     /// All, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -54,6 +84,21 @@ impl Reason {
         Self::FlowMoved,
         Self::NotWorkload,
         Self::OtherProtocol,
+        Self::Proxied,
+        Self::ProxyDead,
+        Self::ProxyDeadDirect,
+        Self::ProxyNotReady,
+        Self::ProxyNotReadyDirect,
+        Self::Denied,
+        Self::NoVerdict,
+        Self::ReservedPort,
+        Self::InboundAdmitted,
+        Self::InboundDenied,
+        Self::InboundNoVerdict,
+        Self::InboundReserved,
+        Self::CallersLost,
+        Self::OriginalLost,
+        Self::DenialLost,
     ];
 
     /// Its name in metrics and in `meshctl`.
@@ -73,6 +118,21 @@ impl Reason {
             Self::FlowMoved => "flow_moved",
             Self::NotWorkload => "not_workload",
             Self::OtherProtocol => "other_protocol",
+            Self::Proxied => "proxied",
+            Self::ProxyDead => "proxy_dead",
+            Self::ProxyDeadDirect => "proxy_dead_direct",
+            Self::ProxyNotReady => "proxy_not_ready",
+            Self::ProxyNotReadyDirect => "proxy_not_ready_direct",
+            Self::Denied => "denied",
+            Self::NoVerdict => "no_verdict",
+            Self::ReservedPort => "reserved_port",
+            Self::InboundAdmitted => "inbound_admitted",
+            Self::InboundDenied => "inbound_denied",
+            Self::InboundNoVerdict => "inbound_no_verdict",
+            Self::InboundReserved => "inbound_reserved",
+            Self::CallersLost => "callers_lost",
+            Self::OriginalLost => "original_lost",
+            Self::DenialLost => "denial_lost",
         }
     }
 }

@@ -33,6 +33,10 @@ const _: () = assert!(size_of::<Socket>() == 96);
 impl Socket {
     /// Counted in [`super::Load`] and in [`super::Counters`] as established.
     pub const OPEN: u32 = 1;
+    /// Led to the node proxy, which will ask where it was meant to go.
+    pub const PROXIED: u32 = 2;
+    /// Goes to a workload of this node, whose hook will ask who made it.
+    pub const CALLER: u32 = 4;
 }
 
 /// UDP: a socket and a service that it sends to.

@@ -20,6 +20,9 @@ const SIZES: MapSizes = MapSizes {
     affinity: 8,
     udp_flows: 8,
     counters: 8,
+    peers: 8,
+    passages: 8,
+    verdicts: 8,
 };
 
 /// The maps, and the rule that what is published is never written.

@@ -39,6 +39,9 @@ const LARGER: MapSizes = MapSizes {
     affinity: 2048,
     udp_flows: 2048,
     counters: 512,
+    peers: 128,
+    passages: 512,
+    verdicts: 512,
 };
 
 /// Of what `SIZES` has, the least that holds two services, two workloads and their counters.
@@ -50,6 +53,9 @@ const SMALLER: MapSizes = MapSizes {
     affinity: 512,
     udp_flows: 512,
     counters: 16,
+    peers: 16,
+    passages: 64,
+    verdicts: 16,
 };
 
 /// Two services at ports 80 and 81: one that takes turns, one that keeps its clients.

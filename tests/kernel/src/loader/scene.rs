@@ -39,6 +39,9 @@ pub(super) const SIZES: MapSizes = MapSizes {
     affinity: 1024,
     udp_flows: 1024,
     counters: 256,
+    peers: 64,
+    passages: 256,
+    verdicts: 256,
 };
 
 /// A network namespace, a cgroup that this process is in, and a pin path. Dropping it removes them, and what is pinned.

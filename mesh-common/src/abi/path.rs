@@ -1,0 +1,156 @@
+//! How a TCP connection goes on once its destination is known. The table of `ARCHITECTURE.md` is this function.
+
+use super::{Endpoint, Node, Peer, Proxy, Reason};
+
+/// What is known of the caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Identity of its workload; 0: a process of no workload.
+    pub workload: u64,
+    /// Cookie of its network namespace.
+    pub netns: u64,
+}
+
+/// A way to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Path {
+    /// As it is: the mesh has no part in it.
+    Direct,
+    /// As it is, to a workload of this node, which will be told who called.
+    Local,
+    /// To the caller's node proxy.
+    Proxied(Endpoint),
+    /// As it is, although it should have been proxied.
+    Fallback(Reason),
+    /// Not at all.
+    Refused(Reason),
+}
+
+/// The way from `source` to `destination`, which is an address of `peer`'s. `theirs` is what the node proxy has for `peer`, `ours`
+/// what it has for the source.
+#[inline(always)]
+pub fn path(
+    source: Source,
+    destination: &Endpoint,
+    peer: &Peer,
+    theirs: Option<&Proxy>,
+    ours: Option<&Proxy>,
+    node: &Node,
+    now_nanoseconds: u64,
+) -> Path {
+    let port = destination.port();
+    if peer.is_local() {
+        // A pod that talks to itself, and the proxy that hands it what came through a tunnel.
+        if theirs.is_some_and(|theirs| theirs.netns == source.netns) {
+            return Path::Direct;
+        }
+        return match port {
+            Proxy::OUTBOUND | Proxy::PLAIN => Path::Refused(Reason::ReservedPort),
+            Proxy::TUNNEL => Path::Direct,
+            _ => Path::Local,
+        };
+    }
+    if source.workload == 0 || !peer.is_meshed() {
+        return Path::Direct;
+    }
+    match port {
+        Proxy::OUTBOUND | Proxy::PLAIN => return Path::Refused(Reason::ReservedPort),
+        // Proxies themselves, wherever they run: whoever else comes there has no certificate.
+        Proxy::TUNNEL => return Path::Direct,
+        _ => {}
+    }
+    let guarded = peer.policies != 0;
+    if node.alive_until_nanoseconds <= now_nanoseconds {
+        return missing(guarded, Reason::ProxyDead, Reason::ProxyDeadDirect);
+    }
+    let listener = ours.filter(|ours| ours.flags & Proxy::READY != 0).map(|ours| {
+        let v4 = destination.address().is_v4();
+        if v4 { ours.v4 } else { ours.v6 }
+    });
+    match listener {
+        Some(address) if address.is_set() => Path::Proxied(Endpoint::new(address, Proxy::OUTBOUND)),
+        Some(_) | None => missing(guarded, Reason::ProxyNotReady, Reason::ProxyNotReadyDirect),
+    }
+}
+
+#[inline(always)]
+const fn missing(guarded: bool, refused: Reason, direct: Reason) -> Path {
+    if guarded { Path::Refused(refused) } else { Path::Fallback(direct) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Address;
+
+    const POD: Source = Source { workload: 7, netns: 70 };
+    const NOW: u64 = 1_000;
+    const ALIVE: Node = Node { alive_until_nanoseconds: NOW + 1, netns: 1 };
+    const DEAD: Node = Node { alive_until_nanoseconds: NOW, netns: 1 };
+    const V4: Address = Address::from_v4([10, 0, 0, 7]);
+    const READY: Proxy = Proxy { netns: 70, flags: Proxy::READY, zero: 0, v4: V4, v6: Address::new([0; 16]) };
+    const THEIRS: Proxy = Proxy { netns: 80, ..READY };
+
+    fn peer(flags: u32, policies: u32) -> Peer {
+        Peer { workload: 8, flags, policies }
+    }
+
+    fn to(port: u16) -> Endpoint {
+        Endpoint::new(Address::from_v4([10, 0, 0, 8]), port)
+    }
+
+    fn remote(policies: u32, ours: Option<&Proxy>, node: &Node) -> Path {
+        path(POD, &to(80), &peer(Peer::MESHED, policies), None, ours, node, NOW)
+    }
+
+    #[test]
+    fn a_meshed_workload_of_another_node_is_reached_through_the_proxy() {
+        assert_eq!(remote(0, Some(&READY), &ALIVE), Path::Proxied(Endpoint::new(V4, 15001)));
+        assert_eq!(remote(3, Some(&READY), &ALIVE), Path::Proxied(Endpoint::new(V4, 15001)));
+    }
+
+    #[test]
+    fn without_a_proxy_policy_says_what_happens() {
+        assert_eq!(remote(0, Some(&READY), &DEAD), Path::Fallback(Reason::ProxyDeadDirect));
+        assert_eq!(remote(3, Some(&READY), &DEAD), Path::Refused(Reason::ProxyDead));
+        let unready = Proxy { flags: 0, ..READY };
+        for ours in [None, Some(&unready)] {
+            assert_eq!(remote(0, ours, &ALIVE), Path::Fallback(Reason::ProxyNotReadyDirect));
+            assert_eq!(remote(3, ours, &ALIVE), Path::Refused(Reason::ProxyNotReady));
+        }
+    }
+
+    #[test]
+    fn a_family_that_the_proxy_does_not_listen_in_counts_as_not_ready() {
+        let six = Endpoint::new(Address::new([1; 16]), 80);
+        let path = path(POD, &six, &peer(Peer::MESHED, 3), None, Some(&READY), &ALIVE, NOW);
+        assert_eq!(path, Path::Refused(Reason::ProxyNotReady));
+    }
+
+    #[test]
+    fn whoever_is_no_workload_or_calls_none_of_the_mesh_goes_direct() {
+        let nobody = Source { workload: 0, ..POD };
+        let direct = path(nobody, &to(80), &peer(Peer::MESHED, 3), None, None, &ALIVE, NOW);
+        assert_eq!(direct, Path::Direct);
+        let direct = path(POD, &to(80), &peer(0, 3), None, Some(&READY), &ALIVE, NOW);
+        assert_eq!(direct, Path::Direct);
+    }
+
+    #[test]
+    fn a_workload_of_this_node_is_told_who_calls_unless_it_calls_itself() {
+        let local = |source| path(source, &to(80), &peer(Peer::LOCAL, 3), Some(&THEIRS), None, &DEAD, NOW);
+        assert_eq!(local(POD), Path::Local);
+        assert_eq!(local(Source { workload: 0, netns: 1 }), Path::Local);
+        assert_eq!(local(Source { workload: 8, netns: 80 }), Path::Direct);
+    }
+
+    #[test]
+    fn the_ports_of_the_proxy_are_its_own() {
+        for (flags, theirs) in [(Peer::MESHED, None), (Peer::LOCAL | Peer::MESHED, Some(&THEIRS))] {
+            let to = |port| path(POD, &to(port), &peer(flags, 0), theirs, Some(&READY), &ALIVE, NOW);
+            assert_eq!(to(15001), Path::Refused(Reason::ReservedPort));
+            assert_eq!(to(15006), Path::Refused(Reason::ReservedPort));
+            assert_eq!(to(15008), Path::Direct);
+        }
+    }
+}

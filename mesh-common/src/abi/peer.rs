@@ -1,0 +1,76 @@
+//! The workloads of the mesh by their addresses, and what this node has for its own.
+
+use super::Address;
+
+/// Whose an address is. Workloads that share their node's address have no entry.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Peer {
+    /// Identity of the workload; never 0.
+    pub workload: u64,
+    /// [`Peer::LOCAL`] and others.
+    pub flags: u32,
+    /// Number of the set of policies that apply to it; 0: none does, and whoever reaches it is let in.
+    pub policies: u32,
+}
+const _: () = assert!(size_of::<Peer>() == 16);
+
+impl Peer {
+    /// It runs on this node.
+    pub const LOCAL: u32 = 1;
+    /// Its node takes mutual TLS for it.
+    pub const MESHED: u32 = 2;
+
+    /// Whether it runs on this node.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.flags & Self::LOCAL != 0
+    }
+
+    /// Whether its node takes mutual TLS for it.
+    #[inline(always)]
+    pub const fn is_meshed(&self) -> bool {
+        self.flags & Self::MESHED != 0
+    }
+}
+
+/// What a workload of this node has of the node proxy. No entry: nothing.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Proxy {
+    /// Cookie of the workload's network namespace.
+    pub netns: u64,
+    /// [`Proxy::READY`].
+    pub flags: u32,
+    /// Zero.
+    pub zero: u32,
+    /// Where the proxy takes the workload's IPv4 connections: its own address, so that the connection keeps it as its source.
+    /// All zero: it has none.
+    pub v4: Address,
+    /// The same for IPv6.
+    pub v6: Address,
+}
+const _: () = assert!(size_of::<Proxy>() == 48);
+
+impl Proxy {
+    /// The proxy listens in the workload's network namespace and has a certificate for it.
+    pub const READY: u32 = 1;
+    /// Where the proxy takes a workload's outbound connections.
+    pub const OUTBOUND: u16 = 15001;
+    /// Where connections that come without TLS are steered to.
+    pub const PLAIN: u16 = 15006;
+    /// Where the proxy takes tunnels for a workload.
+    pub const TUNNEL: u16 = 15008;
+}
+
+/// The node itself: one entry, number 0.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Node {
+    /// Heartbeat: until when the proxy counts as alive, in nanoseconds of the monotonic clock. The agent moves it on several
+    /// times a second, by less than a second.
+    pub alive_until_nanoseconds: u64,
+    /// Cookie of the node's own network namespace; 0: not known.
+    pub netns: u64,
+}
+const _: () = assert!(size_of::<Node>() == 16);
