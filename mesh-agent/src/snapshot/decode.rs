@@ -150,6 +150,9 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         .map_err(|_unknown| format!("workload.status: unknown value {}", message.status))?;
     let network_mode = wire::NetworkMode::try_from(message.network_mode)
         .map_err(|_unknown| format!("workload.network_mode: unknown value {}", message.network_mode))?;
+    // To take an unknown way for none would send in the clear what is meant to be protected.
+    let tunnel = wire::TunnelProtocol::try_from(message.tunnel_protocol)
+        .map_err(|_unknown| format!("workload.tunnel_protocol: unknown value {}", message.tunnel_protocol))?;
     let extension: ext::WorkloadExtension =
         extension(&message.extensions, WORKLOAD_EXTENSION, WORKLOAD_EXTENSION_TYPE)?.unwrap_or_default();
     let mut addresses = Vec::with_capacity(message.addresses.len());
@@ -175,6 +178,8 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         network: interner.string(&message.network),
         cluster: interner.string(&message.cluster_id),
         host_network: matches!(network_mode, wire::NetworkMode::HostNetwork),
+        meshed: matches!(tunnel, wire::TunnelProtocol::Hbone)
+            && !matches!(network_mode, wire::NetworkMode::HostNetwork),
         healthy: matches!(status, wire::WorkloadStatus::Healthy),
         weight: message.capacity.unwrap_or(1),
         pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,

@@ -119,6 +119,8 @@ fn workload(of: &Workload) -> wire::Workload {
             zone: of.locality.zone.to_string(),
             subzone: of.locality.subzone.to_string(),
         }),
+        tunnel_protocol: if of.meshed { wire::TunnelProtocol::Hbone } else { wire::TunnelProtocol::None }
+            .into(),
         status: if of.healthy { wire::WorkloadStatus::Healthy } else { wire::WorkloadStatus::Unhealthy }
             .into(),
         network_mode: if of.host_network {

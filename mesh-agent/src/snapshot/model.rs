@@ -219,6 +219,8 @@ pub struct Place {
     pub cluster: Arc<str>,
     /// Shares its node's network namespace, so that its address tells nothing.
     pub host_network: bool,
+    /// Its node takes mutual TLS for it, at its own address.
+    pub meshed: bool,
     /// Ready in general; a membership may still say otherwise.
     pub healthy: bool,
     /// Share in balancing; 0 receives nothing.

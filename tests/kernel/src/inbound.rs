@@ -28,20 +28,17 @@ const OURS: u64 = 5;
 const THEIRS: u64 = 8;
 const SET: u32 = 3;
 
-/// A server in a guarded namespace at the other end of a cable. `None`, said aloud: this kernel has no veth.
+/// A guarded namespace at the other end of a cable.
 struct Scene {
     there: There,
     _link: aya::programs::links::FdLink,
 }
 
 impl Scene {
-    fn enter(sandbox: &mut Sandbox) -> Result<Option<Self>> {
-        let Some(there) = There::join()? else {
-            println!("skipped: this kernel has no veth");
-            return Ok(None);
-        };
+    fn enter(sandbox: &mut Sandbox) -> Result<Self> {
+        let there = There::join()?;
         let link = sandbox.guard(there.namespace())?;
-        Ok(Some(Self { there, _link: link }))
+        Ok(Self { there, _link: link })
     }
 
     fn listen(&self, at: impl Into<SocketAddr>) -> Result<TcpListener> {
@@ -74,7 +71,7 @@ fn both() -> [(IpAddr, IpAddr, u16); 2] {
 }
 
 fn open(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     for (there, ..) in both() {
         let server = scene.listen((there, 0))?;
         reaches(&server)?;
@@ -86,7 +83,7 @@ fn open(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn plain(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     for (there, here, _) in both() {
         let server = scene.listen((there, 0))?;
         let port = server.local_addr()?.port();
@@ -124,10 +121,7 @@ fn plain(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn before(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(there) = There::join()? else {
-        println!("skipped: this kernel has no veth");
-        return Ok(());
-    };
+    let there = There::join()?;
     let server = there.run(|| TcpListener::bind((THERE4, 0)).context("cannot listen"))?;
     sandbox.peer(THERE4, workload(SET, 0))?;
     reaches(&server)?;
@@ -138,7 +132,7 @@ fn before(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn caller(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     sandbox.become_workload(OURS)?;
     for (there, here, family) in both() {
         let server = scene.listen((there, 0))?;
@@ -159,7 +153,7 @@ fn caller(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn probe(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     let server = scene.listen((THERE4, 0))?;
     sandbox.peer(THERE4, workload(SET, Peer::LOCAL))?;
     sandbox.plain_verdict(SET, 0, (HERE4, 0), Verdict::DENY)?;
@@ -171,7 +165,7 @@ fn probe(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn missing(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     let server = scene.listen((THERE4, 0))?;
     sandbox.peer(THERE4, workload(SET, 0))?;
     sandbox.plain_verdict(SET + 1, 0, (HERE4, 0), Verdict::ALLOW)?;
@@ -183,7 +177,7 @@ fn missing(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn reserved(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     for port in [Proxy::OUTBOUND, Proxy::PLAIN] {
         let _server = scene.listen((THERE4, port))?;
         shut((THERE4, port))?;
@@ -194,7 +188,7 @@ fn reserved(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn unknown(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     sandbox.peer(THERE4, workload(SET, 0))?;
     let server = scene.listen((ALSO_THERE4, 0))?;
     reaches(&server)?;
@@ -203,7 +197,7 @@ fn unknown(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn loopback(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     sandbox.peer(THERE4, workload(SET, 0))?;
     scene.there.run(|| {
         crate::namespace::loopback_up()?;
@@ -213,7 +207,7 @@ fn loopback(sandbox: &mut Sandbox) -> Result<()> {
 }
 
 fn established(sandbox: &mut Sandbox) -> Result<()> {
-    let Some(scene) = Scene::enter(sandbox)? else { return Ok(()) };
+    let scene = Scene::enter(sandbox)?;
     let server = scene.listen((THERE4, 0))?;
     let mut client = crate::traffic::connect(server.local_addr()?)?;
     let (mut accepted, _) = server.accept()?;

@@ -41,19 +41,17 @@ pub const ALSO_THERE4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 3));
 pub struct There(File);
 
 impl There {
-    /// Makes one, joined with the current thread's. `None`: this kernel has no veth.
-    pub fn join() -> Result<Option<Self>> {
+    /// Makes one, joined with the current thread's.
+    pub fn join() -> Result<Self> {
         let there = within(None, || {
             namespace::enter_new()?;
             current()
         })?;
-        if !cable(&there)? {
-            return Ok(None);
-        }
+        cable(&there).context("cannot make a veth pair (is the kernel's module there?)")?;
         addresses("here0", &[HERE4, HERE6])?;
         let there = Self(there);
         there.run(|| addresses("there0", &[THERE4, ALSO_THERE4, THERE6]))?;
-        Ok(Some(there))
+        Ok(there)
     }
 
     /// The namespace.
@@ -87,8 +85,7 @@ fn within<T: Send>(namespace: Option<&File>, work: impl FnOnce() -> Result<T> + 
     })
 }
 
-/// Whether the kernel could make it.
-fn cable(there: &File) -> Result<bool> {
+fn cable(there: &File) -> std::io::Result<()> {
     let fd = there.as_raw_fd().to_ne_bytes();
     let peer =
         [interface(0, 0), attribute(IFLA_IFNAME, b"there0\0"), attribute(IFLA_NET_NS_FD, &fd)].concat();
@@ -97,11 +94,7 @@ fn cable(there: &File) -> Result<bool> {
             .concat();
     let body =
         [interface(0, 0), attribute(IFLA_IFNAME, b"here0\0"), attribute(IFLA_LINKINFO, &info)].concat();
-    match request(RTM_NEWLINK, NLM_F_CREATE, &body) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
-        Err(error) => Err(error).context("cannot make a veth pair"),
-    }
+    request(RTM_NEWLINK, NLM_F_CREATE, &body)
 }
 
 fn addresses(name: &str, addresses: &[IpAddr]) -> Result<()> {

@@ -35,6 +35,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
             locality: Arc::new(Locality { region: "r".into(), zone: zone.into(), subzone: "".into() }),
             network: "".into(),
             cluster: "c".into(),
+            meshed: false,
             host_network: false,
             healthy: true,
             weight: 1,

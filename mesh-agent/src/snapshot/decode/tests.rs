@@ -197,8 +197,20 @@ fn what_nothing_here_reads_may_have_any_value() {
     message.ip_families = 77;
     good_service(message);
     let mut message = workload(POD, "10.0.0.1", "", &[]);
-    (message.tunnel_protocol, message.workload_type) = (77, 77);
+    message.workload_type = 77;
     parsed_workload(message);
+}
+
+#[test]
+fn mutual_tls_is_for_workloads_with_an_address_of_their_own() {
+    let mut message = workload(POD, "10.0.0.1", "node-a", &[]);
+    assert!(!parsed_workload(message.clone()).meshed);
+    message.tunnel_protocol = wire::TunnelProtocol::LegacyIstioMtls.into();
+    assert!(!parsed_workload(message.clone()).meshed);
+    message.tunnel_protocol = wire::TunnelProtocol::Hbone.into();
+    assert!(parsed_workload(message.clone()).meshed);
+    message.network_mode = wire::NetworkMode::HostNetwork.into();
+    assert!(!parsed_workload(message).meshed);
 }
 
 #[test]
@@ -212,6 +224,7 @@ fn names_have_to_match_the_content() {
         (refused_service(|s| s.namespace = "a/b".to_owned()), "service.namespace"),
         (refused_workload(|w| w.uid.clear()), "workload.uid"),
         (refused_workload(|w| w.uid = "x".repeat(2_000)), "workload.uid"),
+        (refused_workload(|w| w.tunnel_protocol = 77), "workload.tunnel_protocol"),
         (refused_workload(|w| w.node = "a\nb".to_owned()), "workload.node"),
         (
             refused_workload(|w| _ = w.services.insert(String::new(), wire::PortList::default())),
