@@ -22,7 +22,7 @@ fn subscribed(request: Request) -> Session {
 /// Names put and removed by the next response, which must come.
 fn told(session: &mut Session, contents: &Contents) -> (String, String) {
     loop {
-        match session.next(contents) {
+        match session.next(contents, Gate::Open) {
             Next::Send(response) => {
                 let put: Vec<_> =
                     response.resources.iter().map(|served| served.resource.name.to_string()).collect();
@@ -36,7 +36,7 @@ fn told(session: &mut Session, contents: &Contents) -> (String, String) {
 
 fn is_idle(session: &mut Session, contents: &Contents) -> bool {
     loop {
-        match session.next(contents) {
+        match session.next(contents, Gate::Open) {
             Next::Idle => return true,
             Next::Again => {}
             Next::Send(_) | Next::TooFarBehind => return false,
@@ -115,7 +115,7 @@ fn only_the_last_page_is_said_to_be_the_last() {
     let mut session = subscribed(Request::default());
     let mut complete = Vec::new();
     loop {
-        match session.next(&contents) {
+        match session.next(&contents, Gate::Open) {
             Next::Send(response) => complete.push((response.items(), response.complete)),
             Next::Again => {}
             Next::Idle | Next::TooFarBehind => break,
@@ -227,5 +227,5 @@ fn who_missed_forgotten_removals_starts_anew() {
     let mut session = subscribed(Request::default());
     told(&mut session, &contents);
     change(&mut contents, &all(0));
-    assert!(matches!(session.next(&contents), Next::TooFarBehind));
+    assert!(matches!(session.next(&contents, Gate::Open), Next::TooFarBehind));
 }
