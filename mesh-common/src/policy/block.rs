@@ -24,14 +24,12 @@ impl Block {
         if length > bits(address) {
             return None;
         }
-        match address.to_canonical() {
-            v4 @ IpAddr::V4(_) if address.is_ipv6() => match length.checked_sub(MAPPED) {
-                Some(length) => Some(Self::masked(v4, length)),
-                // It reaches beyond the mapped addresses, so it is a block of IPv6.
-                None => Some(Self::masked(address, length)),
-            },
-            _ => Some(Self::masked(address, length)),
-        }
+        // A block that reaches beyond the mapped addresses is one of IPv6.
+        let mapped = if address.is_ipv6() { length.checked_sub(MAPPED) } else { None };
+        Some(match (address.to_canonical(), mapped) {
+            (v4 @ IpAddr::V4(_), Some(length)) => Self::masked(v4, length),
+            (IpAddr::V4(_) | IpAddr::V6(_), _) => Self::masked(address, length),
+        })
     }
 
     /// That address only.
