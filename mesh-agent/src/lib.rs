@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod preflight;
 pub mod proxy;
 pub mod snapshot;
+pub mod sockets;
 pub mod workloads;
 pub mod xds;
 

@@ -13,6 +13,8 @@ use tonic::{
 
 pub(crate) use join::JoinTokens;
 pub(crate) use token::{TokenKeys, TokenRules};
+#[cfg(any(test, fuzzing))]
+pub(crate) use token::{claimed, node as node_of};
 
 use crate::{
     ca::Trust,

@@ -9,6 +9,8 @@ mod trust;
 
 pub(crate) use authority::{Authority, SignError};
 pub(crate) use directory::{Files, heal, lock, read, write};
+#[cfg(any(test, fuzzing))]
+pub(crate) use request::key_of;
 pub(crate) use request::{BadRequest, public_key};
 pub(crate) use trust::Trust;
 

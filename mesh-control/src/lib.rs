@@ -16,6 +16,8 @@ mod catalog;
 mod certificates;
 mod config;
 mod duration;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod health;
 mod identity;
 mod index;

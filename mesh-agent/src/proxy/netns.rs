@@ -34,6 +34,8 @@ pub struct Namespace {
 #[derive(Debug)]
 enum Ask {
     Now(Domain, oneshot::Sender<io::Result<Socket>>),
+    /// A socket of another kind.
+    Other(fn() -> io::Result<Socket>, oneshot::Sender<io::Result<Socket>>),
     Ahead(Domain),
 }
 
@@ -74,6 +76,7 @@ impl Namespace {
                 match ask {
                     // Whoever asked may have gone: the socket goes, too.
                     Ask::Now(domain, made) => drop(made.send(make(domain))),
+                    Ask::Other(make, made) => drop(made.send(make())),
                     Ask::Ahead(domain) => fill(&filled, domain),
                 }
             }
@@ -107,6 +110,14 @@ impl Namespace {
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await
+    }
+
+    /// What `make` makes, made in the namespace.
+    pub async fn make(&self, make: fn() -> io::Result<Socket>) -> io::Result<Socket> {
+        let ended = || io::Error::other("the thread of a network namespace has ended");
+        let (made, socket) = oneshot::channel();
+        self.asks.send(Ask::Other(make, made)).map_err(|_gone| ended())?;
+        socket.await.map_err(|_gone| ended())?
     }
 
     async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {

@@ -31,7 +31,13 @@ pub(crate) fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, BadRequest> 
     }
     let malformed = |error: &dyn std::fmt::Display| BadRequest::Malformed(error.to_string());
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|e| malformed(&e))?;
-    let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|e| malformed(&e))?;
+    key_of(&der)
+}
+
+/// The public key of a request without its armour.
+pub(crate) fn key_of(der: &[u8]) -> Result<SubjectPublicKeyInfo, BadRequest> {
+    let malformed = |error: &dyn std::fmt::Display| BadRequest::Malformed(error.to_string());
+    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|e| malformed(&e))?;
     if !rest.is_empty() {
         return Err(BadRequest::Malformed("something follows it".to_owned()));
     }

@@ -90,6 +90,23 @@ fn remove_directories(path: &Path) -> std::io::Result<()> {
     fs::remove_dir(path)
 }
 
+/// Processor seconds that all processes of `cgroup` and below have used so far, those that have ended included.
+pub fn cpu_seconds(cgroup: &Path) -> anyhow::Result<f64> {
+    let path = cgroup.join("cpu.stat");
+    let stat = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let microseconds = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
+    let microseconds: u64 =
+        microseconds.with_context(|| format!("no usage_usec in {stat}"))?.trim().parse()?;
+    Ok(microseconds as f64 / 1e6)
+}
+
+/// The processes of `cgroup` itself.
+pub fn processes(cgroup: &Path) -> anyhow::Result<Vec<u32>> {
+    let path = cgroup.join("cgroup.procs");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(text.lines().map(str::parse).collect::<Result<_, _>>()?)
+}
+
 /// Quality of service of a Kubernetes pod, which decides where its cgroup is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Qos {

@@ -190,6 +190,22 @@ pub fn throughput(pod: &Pod, to: &SocketAddr, size: usize, duration: Duration) -
     stream(pod, "throughput", to, &[("--size", size as u64), ("--duration-ms", duration.as_millis() as u64)])
 }
 
+/// As many bytes as `connections` connections take together, in writes of `size`.
+pub fn throughput_of(
+    pod: &Pod,
+    to: &SocketAddr,
+    connections: usize,
+    size: usize,
+    duration: Duration,
+) -> anyhow::Result<Stream> {
+    let options = [
+        ("--size", size as u64),
+        ("--connections", connections as u64),
+        ("--duration-ms", duration.as_millis() as u64),
+    ];
+    stream(pod, "throughput", to, &options)
+}
+
 /// `bytes` bytes there and back over a connection that the client half-closes, every one compared.
 pub fn transfer(pod: &Pod, to: &SocketAddr, bytes: u64, seed: u64) -> anyhow::Result<Stream> {
     stream(pod, "transfer", to, &[("--bytes", bytes), ("--seed", seed)])

@@ -215,6 +215,13 @@ impl Pod {
         Process::start(&self.name, command, self.surroundings(&self.log()), false)
     }
 
+    /// Runs a program in this pod's network, but accounted to `cgroup`, as a node's proxy is; its output in the pod's log.
+    pub fn run_beside(&self, command: Command, cgroup: &std::path::Path) -> anyhow::Result<Process> {
+        fs::create_dir_all(cgroup)?;
+        let log = self.log();
+        Process::start(&self.name, command, Surroundings { cgroup, ..self.surroundings(&log) }, false)
+    }
+
     /// Runs a command in this pod to its end.
     pub fn output(&self, mut command: Command) -> anyhow::Result<std::process::Output> {
         self.netns.start_in(&mut command, Some(self.cgroup.path()), false)?;

@@ -168,6 +168,14 @@ pub fn usage_of(pid: u32) -> anyhow::Result<Usage> {
     Ok(Usage { cpu_s: ticks as f64 / 100.0, rss_bytes: field(24)? * 4096 })
 }
 
+/// Resident memory that is a process's own, not shared with a file: what its work has cost.
+pub fn anonymous_bytes_of(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kibibytes = line.with_context(|| format!("no RssAnon of {pid}"))?.trim().trim_end_matches(" kB");
+    Ok(kibibytes.parse::<u64>()? * 1024)
+}
+
 /// Bytes that the kernel accounts to the eBPF maps which process `pid` holds open, each map once.
 pub fn map_bytes_of(pid: u32) -> anyhow::Result<u64> {
     let mut maps = std::collections::BTreeMap::new();

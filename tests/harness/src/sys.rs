@@ -76,6 +76,16 @@ pub fn kill(pid: u32, signal: libc::c_int) -> io::Result<()> {
     checked(unsafe { libc::kill(pid.cast_signed().max(1), signal) })
 }
 
+/// Lets this process open as many files as it may at all.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to an rlimit that lives until the call returns.
+    checked(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above; the kernel only reads it.
+    checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}
+
 /// Takes the exclusive lock on `file` unless someone else has it.
 pub fn try_lock(file: &File) -> bool {
     // SAFETY: the descriptor is open for the length of the call.

@@ -5,6 +5,7 @@
 
 mod l4;
 mod machine;
+mod mtls;
 mod report;
 
 use std::path::PathBuf;
@@ -27,24 +28,37 @@ pub(crate) struct Args {
     /// Seconds of each variant in a round.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Services in the large case.
+    /// l4: services in the large case.
     #[arg(long, default_value_t = 10_000)]
     services: u32,
+    /// mtls: idle connections, for their memory.
+    #[arg(long, default_value_t = 2_000)]
+    idle: usize,
+    /// mtls: pods of the node whose agent's memory is measured.
+    #[arg(long, default_value_t = 50)]
+    pods: usize,
+    /// mtls: only these, beside `direct`; ratios that lack one are left out.
+    #[arg(long, value_name = "LANE", value_delimiter = ',', default_value = "stream,hbone,nginx")]
+    lanes: Vec<mtls::Kind>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Bench {
     /// Kernel load balancing beside a direct connection and beside kube-proxy's iptables rules.
     L4,
+    /// Mutual TLS between nodes, by our protocol and by HBONE, beside a direct connection and a pair of nginx.
+    Mtls,
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds must be at least 1");
     let mut report = Report::new(match args.name {
         Bench::L4 => "l4",
+        Bench::Mtls => "mtls",
     });
     match args.name {
         Bench::L4 => l4::run(&args, &mut report)?,
+        Bench::Mtls => mtls::run(&args, &mut report)?,
     }
     report.print();
     if let Some(file) = &args.json {

@@ -40,7 +40,7 @@ pub(crate) enum Tier {
 }
 
 /// How long each fuzz target runs.
-const FUZZ_SECONDS: u32 = 15;
+const FUZZ_SECONDS: u32 = 12;
 /// Programs that the namespaces of the tests need.
 const NODE_PACKAGES: &[&str] = &["iproute2", "iptables", "procps"];
 

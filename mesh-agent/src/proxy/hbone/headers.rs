@@ -43,7 +43,7 @@ pub(super) fn request(asked: &Asked, baggage: Option<&HeaderValue>) -> Result<Re
 }
 
 /// Reads a request.
-pub(super) fn asked<B>(request: &Request<B>) -> Result<Asked, BadRequest> {
+pub fn asked<B>(request: &Request<B>) -> Result<Asked, BadRequest> {
     if request.method() != Method::CONNECT {
         return Err(BadRequest::Method);
     }

@@ -6,7 +6,7 @@ mod relay;
 mod server;
 
 pub use client::{Connection, OpenError, Slot};
-pub use headers::{Asked, BadRequest};
+pub use headers::{Asked, BadRequest, asked};
 pub use relay::relay;
 pub use server::{Incoming, Server};
 

@@ -19,7 +19,11 @@ pub use peer::{NotTrusted, identity_of};
 pub use record::{HEADER, MAX_PLAINTEXT, OVERHEAD, RecordError};
 pub use session::{Event, Reader, TlsError, Writer};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]
 pub(crate) mod fixtures;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;

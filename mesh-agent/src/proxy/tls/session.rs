@@ -220,7 +220,7 @@ impl Writer {
         self.record(Content::Alert, &[WARNING, CLOSE_NOTIFY])
     }
 
-    fn record(&mut self, content: Content, bytes: &[u8]) -> Result<Vec<u8>, TlsError> {
+    pub(super) fn record(&mut self, content: Content, bytes: &[u8]) -> Result<Vec<u8>, TlsError> {
         let mut record = vec![0; bytes.len().min(MAX_PLAINTEXT) + OVERHEAD];
         if let Some(place) = record.get_mut(HEADER..HEADER + bytes.len()) {
             place.copy_from_slice(bytes);

@@ -117,6 +117,9 @@ struct Stream {
     /// Bytes of one request, or of one write.
     #[arg(long, default_value_t = 64)]
     size: usize,
+    /// Connections at a time, for `throughput`.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
     /// Bytes in all, for `transfer`.
     #[arg(long, default_value_t = 1 << 20)]
     bytes: u64,
@@ -128,6 +131,7 @@ struct Stream {
 }
 
 fn main() -> anyhow::Result<()> {
+    mesh_harness::sys::raise_open_files()?;
     match Cli::parse().command {
         Peer::TcpEcho(serve) => tcp::serve(&serve),
         Peer::UdpEcho(serve) => udp::serve(&serve),

@@ -41,12 +41,34 @@ pub(crate) fn request(args: &Stream) -> io::Result<Report> {
     Ok(report)
 }
 
-/// Writes until the time is over; the other end counts.
+/// Writes until the time is over; the other end counts. Every connection has a thread, and all begin when the last is open.
 pub(crate) fn throughput(args: &Stream) -> io::Result<Report> {
-    let (mut connection, mut report) = open(args, "sink\n")?;
+    let opened: Vec<_> =
+        (0..args.connections.max(1)).map(|_| open(args, "sink\n")).collect::<io::Result<_>>()?;
+    let (begin, cpu) = (Instant::now(), own_cpu_seconds());
+    let reports = std::thread::scope(|scope| {
+        let flood = |(connection, report)| scope.spawn(move || flood(args, connection, report, begin));
+        let threads: Vec<_> = opened.into_iter().map(flood).collect();
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_panic| Err(io::Error::other("a writer panicked"))));
+        joined.collect::<io::Result<Vec<_>>>()
+    })?;
+    let cpu_s = own_cpu_seconds() - cpu;
+    let all = Report { exact: true, cpu_s, ..Report::default() };
+    Ok(reports.into_iter().fold(all, |all, one| Report {
+        sent: all.sent + one.sent,
+        received: all.received + one.received,
+        exact: all.exact && one.exact,
+        elapsed_s: all.elapsed_s.max(one.elapsed_s),
+        cpu_s,
+        ..one
+    }))
+}
+
+fn flood(args: &Stream, mut connection: TcpStream, mut report: Report, begin: Instant) -> io::Result<Report> {
     let mut chunk = vec![0; args.size];
     Bytes::new(args.seed).fill(&mut chunk);
-    let (begin, cpu) = (Instant::now(), own_cpu_seconds());
     while begin.elapsed() < Duration::from_millis(args.duration_ms) {
         connection.write_all(&chunk)?;
         report.sent += chunk.len() as u64;
@@ -55,7 +77,6 @@ pub(crate) fn throughput(args: &Stream) -> io::Result<Report> {
     let mut counted = String::new();
     connection.read_to_string(&mut counted)?;
     report.elapsed_s = begin.elapsed().as_secs_f64();
-    report.cpu_s = own_cpu_seconds() - cpu;
     report.received = counted.trim().parse().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     report.exact = report.received == report.sent;
     Ok(report)

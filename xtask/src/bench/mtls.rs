@@ -1,0 +1,89 @@
+//! The table of mutual TLS between two nodes: direct, this mesh by its own protocol and by HBONE, and a pair of nginx, in one run.
+//!
+//! A client pod on one node, a server pod on another. What carries the connection has a cgroup of its own on either node, whose
+//! processor time and memory are counted; those of client and server are counted with all else.
+
+mod lane;
+mod memory;
+mod nginx;
+mod traffic;
+
+use anyhow::{Result, ensure};
+use mesh_harness::{binaries, sys};
+
+use super::Args;
+use super::report::Report;
+use crate::command::{cargo, run as execute, timed};
+use crate::{debian, ebpf, paths};
+use lane::Lane;
+
+/// What carries a connection from pod to pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// Nothing: what all others are compared with.
+    Direct,
+    /// This mesh, by the protocol between its own agents.
+    Stream,
+    /// This mesh, by HBONE.
+    Hbone,
+    /// nginx at both ends, TLS 1.3, both verified.
+    Nginx,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Stream => "mesh",
+            Self::Hbone => "mesh by HBONE",
+            Self::Nginx => "nginx",
+        }
+    }
+
+    fn is_mesh(self) -> bool {
+        match self {
+            Self::Stream | Self::Hbone => true,
+            Self::Direct | Self::Nginx => false,
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
+    ensure!(sys::is_root(), "this bench needs root, for network namespaces, cgroups and kernel programs");
+    let others =
+        [Kind::Stream, Kind::Hbone, Kind::Nginx].into_iter().filter(|kind| args.lanes.contains(kind));
+    let kinds: Vec<Kind> = [Kind::Direct].into_iter().chain(others).collect();
+    build(&kinds)?;
+    let start = |kind: &Kind| timed(&format!("lane: {}", kind.name()), || Lane::start(*kind));
+    // Memory first: afterwards what was needed at the busiest time is kept for the next.
+    timed("idle connections", || {
+        for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
+            memory::idle_connections(args, &start(kind)?, report)?;
+        }
+        Ok(())
+    })?;
+    if kinds.contains(&Kind::Stream) {
+        timed("memory of an idle agent", || memory::idle_agent(args, report))?;
+    }
+    let lanes = kinds.iter().map(start).collect::<Result<Vec<Lane>>>()?;
+    timed("throughput, one connection", || traffic::throughput(args, &lanes, 1, report))?;
+    timed("throughput, eight connections", || traffic::throughput(args, &lanes, 8, report))?;
+    timed("round trips", || traffic::round_trips(args, &lanes, report))?;
+    timed("connect, request, response, close", || traffic::connections(args, &lanes, report))
+}
+
+fn build(kinds: &[Kind]) -> Result<()> {
+    debian::ensure(&["iproute2"], "the bench")?;
+    if kinds.contains(&Kind::Nginx) {
+        debian::ensure(nginx::PACKAGES, "the peer of the bench")?;
+    }
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "mesh-harness"]);
+    if kinds.iter().any(|kind| kind.is_mesh()) {
+        ebpf::build(false)?;
+        build.args(["--package", "mesh-agent", "--package", "mesh-control"]);
+    }
+    timed("building release programs", || execute(&mut build))?;
+    binaries::take_from(&paths::target().join("release"));
+    Ok(())
+}
