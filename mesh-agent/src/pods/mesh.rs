@@ -142,7 +142,7 @@ impl Mesh {
         let (backed, vantage) = {
             let held = self.read();
             let key = held.by_service_address.get(&dialled.ip());
-            let backed = key.and_then(|key| held.services.get(key)).map(Backed::clone);
+            let backed = key.and_then(|key| held.services.get(key)).cloned();
             let (Some(backed), Some(vantage)) = (backed, held.vantage.clone()) else { return Vec::new() };
             (backed, vantage)
         };

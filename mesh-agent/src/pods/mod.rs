@@ -10,6 +10,7 @@ pub mod namespaces;
 
 mod baggage;
 mod inward;
+mod listeners;
 mod outward;
 mod pod;
 

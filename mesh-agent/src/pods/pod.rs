@@ -1,13 +1,11 @@
 //! One workload of this node: from its first process to its last.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mesh_common::abi::{self, Address, Proxy};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -15,6 +13,7 @@ use tracing::{error, info, warn};
 use super::figures::State;
 use super::host::{Enrolled, Event};
 use super::inward::Inside;
+use super::listeners::{Listeners, open};
 use super::namespaces::{Found, Look};
 use super::outward::Outside;
 use super::{Shared, baggage};
@@ -165,7 +164,7 @@ impl Pod {
         let ended = loop {
             match self.open_and_serve(&mut found, &namespace).await {
                 Woken::Changed if self.is_inside_still(&mut found) => {}
-                ended => break ended,
+                ended @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => break ended,
             }
         };
         if ended == Woken::Stopped {
@@ -185,9 +184,7 @@ impl Pod {
                     Ok(listeners) => Ok((own, listeners)),
                     Err(error) => {
                         self.shared.figures.listen_failures.fetch_add(1, Relaxed);
-                        // An address that is only just being set up is there in a moment.
-                        let soon = error.error.kind() == std::io::ErrorKind::AddrNotAvailable;
-                        Err((error.to_string(), if soon { self.pace() } else { RETRY }))
+                        Err((error.to_string(), if error.is_early() { self.pace() } else { RETRY }))
                     }
                 },
                 Err(error) => Err((error.to_string(), RETRY)),
@@ -203,7 +200,7 @@ impl Pod {
             };
             match self.wait(pause).await {
                 Woken::Time if self.is_inside(found) => {}
-                woken => return woken,
+                woken @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => return woken,
             }
         }
     }
@@ -252,7 +249,7 @@ impl Pod {
                     }
                     *served.workload.write().unwrap_or_else(PoisonError::into_inner) = new.workload;
                 }
-                woken => break woken,
+                woken @ (Woken::Time | Woken::Removed | Woken::Stopped) => break woken,
             }
         };
         // Before the listeners close, so that as few connections as may be come to closed ones.
@@ -364,48 +361,4 @@ impl Pod {
         let proxy = abi::Proxy { netns, flags, zero: 0, v4: first(true), v6: first(false) };
         self.shared.tell(Event::Proxy { uid: Arc::clone(&self.uid), proxy });
     }
-}
-
-#[derive(Default)]
-struct Listeners {
-    outbound: Vec<TcpListener>,
-    plain: Vec<TcpListener>,
-    tunnels: Vec<TcpListener>,
-}
-
-/// A listener could not be opened.
-#[derive(Debug)]
-struct ListenError {
-    address: SocketAddr,
-    error: std::io::Error,
-}
-
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, error } = self;
-        match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                write!(
-                    f,
-                    "{address} is in use: the application listens at a port of the proxy's (15001, 15006, 15008)"
-                )
-            }
-            _ => write!(f, "listening at {address}: {error}"),
-        }
-    }
-}
-
-async fn open(namespace: &Namespace, addresses: &[IpAddr]) -> Result<Listeners, ListenError> {
-    let mut listeners = Listeners::default();
-    for ip in addresses {
-        for (port, list) in [
-            (Proxy::OUTBOUND, &mut listeners.outbound),
-            (Proxy::PLAIN, &mut listeners.plain),
-            (Proxy::TUNNEL, &mut listeners.tunnels),
-        ] {
-            let address = SocketAddr::new(*ip, port);
-            list.push(namespace.listen(address).await.map_err(|error| ListenError { address, error })?);
-        }
-    }
-    Ok(listeners)
 }
