@@ -12,8 +12,10 @@ use crate::admin::view::Source;
 use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
+use crate::datapath::passages::Heartbeat;
 use crate::identity::Announced;
-use crate::policy::Policies;
+use crate::pods::mesh::Mesh;
+use crate::policy::{Denials, Policies};
 use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
@@ -47,6 +49,16 @@ pub(super) struct Owner {
     waiting: BTreeMap<u64, Change>,
     /// Cgroups whose failed enrolment has been logged.
     complained: BTreeSet<u64>,
+    /// Workloads whose addresses the kernel does not have as it should.
+    unplaced: BTreeSet<Box<str>>,
+    /// What the proxies are told of services and workloads.
+    pub(super) mesh: Arc<Mesh>,
+    /// Told whether policies are in force.
+    pub(super) heartbeat: Option<Arc<Heartbeat>>,
+    /// What the proxies have for workloads was not yet asked for since it changed.
+    enrolled_changed: bool,
+    /// Connections that policy refused.
+    pub(super) denials: Denials,
     /// Services of which not all could be put in force before the control plane has said everything.
     held_back: BTreeSet<Arc<str>>,
     unsaved: bool,
@@ -59,6 +71,7 @@ impl Owner {
         node: &NodeConfig,
         identities: Announced,
         policies: Policies,
+        mesh: Arc<Mesh>,
     ) -> Self {
         let locality = Locality {
             region: node.region.as_deref().unwrap_or_default().into(),
@@ -87,6 +100,11 @@ impl Owner {
             fixed: node.clone(),
             waiting: BTreeMap::new(),
             complained: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
+            mesh,
+            heartbeat: None,
+            enrolled_changed: true,
+            denials: Denials::default(),
             held_back: BTreeSet::new(),
             unsaved: false,
         }
@@ -100,6 +118,7 @@ impl Owner {
         self.source = Source::Disk;
         self.enroll_changed(&changed);
         self.look_around(&changed);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         // Where nothing was adopted there is nothing newer than what was saved, which was whole.
         let partial = self.datapath.ledger().entries() > 0;
         for service in &changed.services {
@@ -134,6 +153,7 @@ impl Owner {
         self.unsaved |= !changed.is_empty();
         let mut refused = self.enroll_changed(&changed);
         let moved = self.look_around(&changed);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         let first = synced && self.source != Source::ControlPlane;
         // Before the first answer is whole, a service may lack backends that are still to come.
         let partial = !synced && self.source != Source::ControlPlane;
@@ -159,6 +179,7 @@ impl Owner {
             let snapshot = &self.snapshot;
             self.datapath.retain(|service| snapshot.service(service).is_some(), now);
             self.datapath.retain_enrolled();
+            self.drop_adopted();
             self.source = Source::ControlPlane;
             info!(
                 services = snapshot.service_count(),
@@ -204,6 +225,7 @@ impl Owner {
             self.enroll(change);
         }
         self.tend_policies(now);
+        self.mesh.tick(now);
     }
 
     /// The snapshot to save, if it has changed since it was last asked for.
@@ -243,6 +265,8 @@ impl Owner {
 
     fn enroll_changed(&mut self, changed: &Changed) -> Vec<Rejected> {
         let mut refused = Vec::new();
+        self.enrolled_changed |=
+            changed.workloads.iter().any(|workload| *workload.node == *self.vantage.node);
         for workload in &changed.workloads {
             let uid = workload.uid();
             let now = self.snapshot.workload(&uid).cloned();
@@ -262,6 +286,7 @@ impl Owner {
             Change::Add { cgroup, .. } | Change::Remove { cgroup } => *cgroup,
         };
         self.waiting.remove(&cgroup);
+        self.enrolled_changed = true;
         let reason = self.datapath.enroll(&change).err()?;
         if self.complained.insert(cgroup) {
             warn!(cgroup, reason, "a workload is not enrolled; it will be tried again");

@@ -107,31 +107,46 @@ impl Peers {
     }
 
     /// Sets or removes the verdict on a workload of this node.
-    pub fn set_verdict(&mut self, key: VerdictKey, verdict: Option<Verdict>) -> Result<(), MapError> {
+    pub fn set_verdict(&mut self, key: &VerdictKey, verdict: Option<Verdict>) -> Result<(), MapError> {
         match verdict {
             Some(verdict) => self.verdicts.insert(key, verdict, 0),
-            None => gone(self.verdicts.remove(&key)),
+            None => gone(self.verdicts.remove(key)),
         }
     }
 
-    /// Sets or removes the verdict on clients without identity, by the first `bits` of their address (of 128).
-    pub fn set_plain(&mut self, bits: u32, key: PlainKey, verdict: Option<Verdict>) -> Result<(), MapError> {
-        let key = Key::new(PlainKey::FIXED_BITS + bits, key);
+    /// Sets or removes the verdict on clients without identity whose keys begin with `prefix` bits of this one.
+    pub fn set_plain(
+        &mut self,
+        prefix: u32,
+        key: &PlainKey,
+        verdict: Option<Verdict>,
+    ) -> Result<(), MapError> {
+        let key = Key::new(prefix, *key);
         match verdict {
             Some(verdict) => self.plain.insert(&key, verdict, 0),
             None => gone(self.plain.remove(&key)),
         }
     }
 
-    /// All verdicts that are in the kernel, as keys.
-    pub fn verdict_keys(&self) -> Result<(Vec<VerdictKey>, Vec<(u32, PlainKey)>), MapError> {
-        let verdicts = self.verdicts.keys().collect::<Result<_, _>>()?;
-        let plain = self
-            .plain
-            .keys()
-            .map(|key| key.map(|key| (key.prefix_len().saturating_sub(PlainKey::FIXED_BITS), key.data())))
-            .collect::<Result<_, _>>()?;
-        Ok((verdicts, plain))
+    /// All verdicts that are in the kernel.
+    pub fn verdicts(&self) -> Result<Vec<(VerdictKey, Verdict)>, MapError> {
+        self.verdicts.iter().collect()
+    }
+
+    /// All verdicts by address that are in the kernel, each with the length of its prefix.
+    pub fn plain_verdicts(&self) -> Result<Vec<(u32, PlainKey, Verdict)>, MapError> {
+        let row = |(key, verdict): (Key<PlainKey>, Verdict)| (key.prefix_len(), key.data(), verdict);
+        self.plain.iter().map(|entry| entry.map(row)).collect()
+    }
+
+    /// Numbers of sets of policies that peers in the kernel lead to.
+    pub fn sets(&self) -> impl Iterator<Item = u32> {
+        self.owners.values().map(|peer| peer.policies)
+    }
+
+    /// Whether policies apply to a workload of this node.
+    pub fn is_guarded(&self) -> bool {
+        self.owners.values().any(|peer| peer.is_local() && peer.policies != 0)
     }
 
     /// How full the maps are: peers, proxies, verdicts, plain verdicts; the last two as they were last counted.

@@ -1,14 +1,17 @@
 //! The owner's dealings with policies: takes them in, and puts in force what is planned.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::info;
+use mesh_common::abi::{Address, Peer, PlainKey, Verdict, VerdictKey, identity_of};
+use tracing::{info, warn};
 
 use super::Owner;
-use crate::policy::PolicyPlan;
-use crate::snapshot::{Authorization, Changed, PolicyUpdate};
+use crate::datapath::Datapath;
+use crate::datapath::desired::map_address;
+use crate::policy::{PolicyPlan, VerdictMaps};
+use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
 use crate::xds::Versions;
 
 /// What policies are called where resources of several types are listed.
@@ -57,11 +60,43 @@ impl Owner {
     pub(super) fn guard(&mut self, changed: &Changed) {
         let plan = self.policies.workloads(changed, &self.snapshot);
         self.enforce(&plan);
+        for workload in &changed.workloads {
+            let uid = workload.uid();
+            if self.snapshot.workload(&uid).is_none() {
+                self.peer(&uid, None, 0);
+            }
+        }
     }
 
     /// Does again what failed.
     pub(super) fn tend_policies(&mut self, now: Instant) {
         let plan = self.policies.tick(&self.snapshot, now);
+        self.enforce(&plan);
+        for uid in self.unplaced.clone() {
+            let workload = self.snapshot.workload(&uid).cloned();
+            let set = workload.as_ref().map_or(0, |workload| self.policies.set_of(workload));
+            self.peer(&uid, workload.as_ref(), set);
+        }
+    }
+
+    /// Takes over what the kernel holds, before anything else.
+    pub(in crate::app) fn adopt_policies(&mut self) -> anyhow::Result<()> {
+        let peers = self.datapath.peers();
+        let (verdicts, plain) = (peers.verdicts()?, peers.plain_verdicts()?);
+        let sets: Vec<u32> = peers.sets().collect();
+        self.policies.adopt(sets.into_iter(), verdicts.into_iter(), plain.into_iter());
+        Ok(())
+    }
+
+    /// All that the kernel holds has been compared with what the control plane said: what is of an agent before this one goes.
+    pub(super) fn drop_adopted(&mut self) {
+        let snapshot = &self.snapshot;
+        let known: HashSet<u64> =
+            snapshot.workloads().map(|workload| identity_of(&workload.uid()).0).collect();
+        if let Err(error) = self.datapath.peers().retain(|workload| known.contains(&workload)) {
+            warn!(%error, "workloads that are no more could not be taken out of the kernel");
+        }
+        let plan = self.policies.drop_adopted();
         self.enforce(&plan);
     }
 
@@ -70,13 +105,66 @@ impl Owner {
         if plan.is_empty() {
             return;
         }
-        tracing::debug!(
-            verdicts = plan.verdicts.len(),
-            plain = plan.plain.len(),
-            workloads = plan.sets.len(),
-            gone = plan.gone.len() + plan.gone_plain.len(),
-            "policy changes what the kernel is to hold"
-        );
+        self.policies.write(plan, &mut Kernel(&mut self.datapath));
+        for (workload, set) in &plan.sets {
+            self.peer(&workload.uid(), Some(workload), *set);
+        }
+        self.policies.clean(plan, &mut Kernel(&mut self.datapath));
+        self.tell_guarded();
+    }
+
+    /// Tells the kernel whose a workload's addresses are. What could not be told is tried again.
+    pub(super) fn peer(&mut self, uid: &str, workload: Option<&Arc<Workload>>, policies: u32) {
+        let wanted = workload.map_or_else(Vec::new, |workload| self.addresses(uid, workload, policies));
+        match self.datapath.peers().put(identity_of(uid).0, &wanted) {
+            Ok(()) => drop(self.unplaced.remove(uid)),
+            Err(error) => {
+                if self.unplaced.insert(uid.into()) {
+                    warn!(workload = uid, %error, "a workload's addresses are not in the kernel; it will be tried again");
+                }
+            }
+        }
+    }
+
+    /// Those of a workload on a host network are its node's.
+    fn addresses(&self, uid: &str, workload: &Workload, policies: u32) -> Vec<(Address, Peer)> {
+        if workload.host_network {
+            return Vec::new();
+        }
+        let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
+        let meshed = if workload.meshed { Peer::MESHED } else { 0 };
+        let peer = Peer { workload: identity_of(uid).0, flags: local | meshed, policies };
+        workload.addresses.iter().map(|address| (map_address(*address), peer)).collect()
+    }
+
+    fn tell_guarded(&mut self) {
+        let guarded = self.datapath.peers().is_guarded();
+        if let Some(heartbeat) = &self.heartbeat
+            && let Err(error) = heartbeat.guarded(guarded)
+        {
+            warn!(%error, "whether policies are in force could not be told the kernel");
+        }
+    }
+}
+
+/// The maps of policies, as plans want them.
+struct Kernel<'a>(&'a mut Datapath);
+
+impl VerdictMaps for Kernel<'_> {
+    fn put(&mut self, key: &VerdictKey, verdict: &Verdict) -> Result<(), String> {
+        self.0.peers().set_verdict(key, Some(*verdict)).map_err(|error| error.to_string())
+    }
+
+    fn remove(&mut self, key: &VerdictKey) -> Result<(), String> {
+        self.0.peers().set_verdict(key, None).map_err(|error| error.to_string())
+    }
+
+    fn put_plain(&mut self, prefix: u32, key: &PlainKey, verdict: &Verdict) -> Result<(), String> {
+        self.0.peers().set_plain(prefix, key, Some(*verdict)).map_err(|error| error.to_string())
+    }
+
+    fn remove_plain(&mut self, prefix: u32, key: &PlainKey) -> Result<(), String> {
+        self.0.peers().set_plain(prefix, key, None).map_err(|error| error.to_string())
     }
 }
 
