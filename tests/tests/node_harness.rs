@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_harness::manifest::Service;
-use mesh_harness::{Cluster, needs, peer, site};
+use mesh_harness::{Cluster, cgroup, needs, peer, site};
 
 #[test]
 fn pods_of_two_nodes_reach_each_other_over_tcp_and_udp_in_both_families() -> anyhow::Result<()> {
@@ -74,6 +74,11 @@ fn streams_are_compared_byte_by_byte() -> anyhow::Result<()> {
     assert!(request.exact && request.round_trip.count > 10, "{request:?}");
     let throughput = peer::throughput(&client, &server.address(80), 65536, Duration::from_millis(50))?;
     assert!(throughput.exact && throughput.received > 65536, "{throughput:?}");
+    let before = cgroup::cpu_seconds(server.cgroup().path())?;
+    let to = server.address(80);
+    let several = peer::throughput_of(&client, &to, 4, 65536, Duration::from_millis(50))?;
+    assert!(several.exact && several.received > 4 * 65536, "{several:?}");
+    assert!(cgroup::cpu_seconds(server.cgroup().path())? > before, "receiving costs nothing?");
     let (mut holder, held) = peer::hold(&client, &server.address(80), 5)?;
     assert_eq!((held.alive, holder.ask()?.alive), (5, 5));
     holder.close()

@@ -27,6 +27,7 @@ use crate::config::{Config, KernelLog, LogFormat, RunArgs, UninstallArgs};
 use crate::datapath::{Datapath, pins};
 use crate::identity::access::Access;
 use crate::identity::{self, Announced, Store};
+use crate::policy::Policies;
 use crate::snapshot::{Interner, disk};
 use crate::workloads::watch;
 use crate::xds::{self, XdsEvent};
@@ -102,7 +103,8 @@ async fn serve(config: Config) -> Result<()> {
         Some(_) => Announced::new(&config.node.name, wanted.clone(), report.subscribe()),
         None => Announced::without_authority(&config.node.name),
     };
-    let mut owner = Owner::new(datapath, &config.node, identities);
+    let policies = Policies::new(&config.node.name, config.datapath.sizes.verdicts as usize);
+    let mut owner = Owner::new(datapath, &config.node, identities, policies);
     let mut interner = Interner::new(&config.node.name);
     match disk::load(&config.state_dir, &mut interner) {
         Ok(Some(saved)) => owner.restore(saved, Instant::now()),
@@ -217,7 +219,7 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
     match event {
         XdsEvent::Versions { reply } => {
             // The client may have gone meanwhile; it asks again.
-            let _gone = reply.send(owner.snapshot.versions());
+            let _gone = reply.send(owner.versions());
         }
         XdsEvent::Connected => owner.connection = Ok(()),
         XdsEvent::Disconnected { reason } => owner.disconnected(reason),
@@ -229,6 +231,10 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
                 drop(tokio::task::spawn_blocking(memory::give_back));
             }
             let _gone = applied.send(refused);
+        }
+        XdsEvent::Policies { update, synced, applied } => {
+            owner.apply_policies(update, synced);
+            let _gone = applied.send(Vec::new());
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The one owner of snapshot, enrolment and datapath: everything that changes them passes through here, one at a time.
+//! The one owner of snapshot, policies, enrolment and datapath: everything that changes them passes through here, one at a time.
+
+mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
 use crate::identity::Announced;
+use crate::policy::Policies;
 use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
@@ -20,6 +23,8 @@ pub(super) struct Owner {
     pub(super) datapath: Datapath,
     /// What the control plane said.
     pub(super) snapshot: Snapshot,
+    /// Who may connect to whom.
+    pub(super) policies: Policies,
     /// Which cgroups are which workloads.
     pub(super) enrollment: Enrollment,
     /// Which identities the workloads of this node have.
@@ -49,7 +54,12 @@ pub(super) struct Owner {
 
 impl Owner {
     /// One that knows what the kernel holds and nothing else.
-    pub(super) fn new(datapath: Datapath, node: &NodeConfig, identities: Announced) -> Self {
+    pub(super) fn new(
+        datapath: Datapath,
+        node: &NodeConfig,
+        identities: Announced,
+        policies: Policies,
+    ) -> Self {
         let locality = Locality {
             region: node.region.as_deref().unwrap_or_default().into(),
             zone: node.zone.as_deref().unwrap_or_default().into(),
@@ -64,6 +74,7 @@ impl Owner {
         Self {
             datapath,
             snapshot: Snapshot::new(),
+            policies,
             enrollment: Enrollment::new(&node.name),
             identities,
             source: Source::None,
@@ -82,8 +93,10 @@ impl Owner {
     }
 
     /// Takes what was saved. What the kernel holds already is newer or the same, and stays until the control plane speaks.
-    pub(super) fn restore(&mut self, saved: Held, now: Instant) {
+    pub(super) fn restore(&mut self, mut saved: Held, now: Instant) {
+        self.restore_policies(saved.take_policies());
         let changed = self.snapshot.restore(saved);
+        self.guard(&changed);
         self.source = Source::Disk;
         self.enroll_changed(&changed);
         self.look_around(&changed);
@@ -117,6 +130,7 @@ impl Owner {
             self.rejections += 1;
         }
         let changed = self.snapshot.apply(delta);
+        self.guard(&changed);
         self.unsaved |= !changed.is_empty();
         let mut refused = self.enroll_changed(&changed);
         let moved = self.look_around(&changed);
@@ -189,13 +203,14 @@ impl Owner {
         for (_, change) in std::mem::take(&mut self.waiting) {
             self.enroll(change);
         }
+        self.tend_policies(now);
     }
 
     /// The snapshot to save, if it has changed since it was last asked for.
     pub(super) fn take_unsaved(&mut self) -> Option<Held> {
         // What came so far of a first answer is less than what is saved.
         (self.source == Source::ControlPlane && std::mem::take(&mut self.unsaved))
-            .then(|| self.snapshot.held())
+            .then(|| self.snapshot.held().with_policies(self.policies.held()))
     }
 
     /// Saving failed: try again.

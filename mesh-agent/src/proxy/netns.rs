@@ -37,9 +37,17 @@ pub struct Namespace {
 #[derive(Debug)]
 enum Ask {
     Now(Domain, oneshot::Sender<io::Result<Socket>>),
-    /// A socket of another kind.
-    Other(fn() -> io::Result<Socket>, oneshot::Sender<io::Result<Socket>>),
+    /// Something else.
+    Work(Work),
     Ahead(Domain),
+}
+
+struct Work(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +91,7 @@ impl Namespace {
                 match ask {
                     // Whoever asked may have gone: the socket goes, too.
                     Ask::Now(domain, made) => drop(made.send(make(domain))),
-                    Ask::Other(make, made) => drop(made.send(make())),
+                    Ask::Work(Work(work)) => work(),
                     Ask::Ahead(domain) => fill(&filled, domain),
                 }
             }
@@ -124,12 +132,17 @@ impl Namespace {
         Ok(TcpSocket::from_std_stream(socket.into()))
     }
 
-    /// What `make` makes, made in the namespace.
-    pub async fn make(&self, make: fn() -> io::Result<Socket>) -> io::Result<Socket> {
+    /// Does something in the namespace that does not take long: sockets wait meanwhile.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let ended = || io::Error::other("the thread of a network namespace has ended");
-        let (made, socket) = oneshot::channel();
-        self.asks.send(Ask::Other(make, made)).map_err(|_gone| ended())?;
-        socket.await.map_err(|_gone| ended())?
+        let (done, result) = oneshot::channel();
+        // Whoever asked may have gone.
+        let work = Work(Box::new(move || drop(done.send(work()))));
+        self.asks.send(Ask::Work(work)).map_err(|_gone| ended())?;
+        result.await.map_err(|_gone| ended())?
     }
 
     async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {

@@ -192,7 +192,11 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         service_account: interner.string(&message.service_account),
         trust_domain: interner.string(&message.trust_domain),
     };
-    let kin = Kin { account: interner.account(account), memberships: memberships.into() };
+    let kin = Kin {
+        account: interner.account(account),
+        memberships: memberships.into(),
+        policies: policies(&message.authorization_policies, interner)?,
+    };
     Ok(Workload {
         name: name.into(),
         addresses: addresses.into(),
@@ -235,6 +239,16 @@ fn memberships(
         }
     });
     Ok(members.collect())
+}
+
+fn policies(names: &[String], interner: &mut Interner) -> Result<Box<[Arc<str>]>, String> {
+    let mut policies = Vec::with_capacity(names.len());
+    for (at, name) in names.iter().enumerate() {
+        policies.push(interner.string(required(&format!("workload.authorization_policies[{at}]"), name)?));
+    }
+    policies.sort_unstable();
+    policies.dedup();
+    Ok(policies.into())
 }
 
 fn mappings<'a>(
@@ -330,7 +344,7 @@ fn limited<'a>(field: &str, text: &'a str) -> Result<&'a str, String> {
 }
 
 /// A name from outside as it may appear in a log or in a NACK: bounded, and without control characters.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let mut short: String =
         text.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(200).is_some() {

@@ -49,7 +49,7 @@ pub struct Diag {
 impl Diag {
     /// Of a pod.
     pub async fn of(namespace: &Namespace) -> Result<Self, DiagError> {
-        Self::over(namespace.make(socket).await?)
+        Self::over(namespace.run(socket).await?)
     }
 
     /// Of the namespace that this thread is in.

@@ -1,5 +1,6 @@
 //! Looks through a pod and destroys what may no longer be.
 
+use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -46,20 +47,28 @@ impl Sweeper {
         &self.counts
     }
 
-    /// Sweeps one pod, which has these addresses and takes its outgoing ports from `ephemeral`.
+    /// Sweeps one pod, which has these addresses.
     pub async fn sweep(
         &self,
         namespace: &Namespace,
         pod: Vec<IpAddr>,
-        ephemeral: RangeInclusive<u16>,
         judge: impl Judge + Send + 'static,
     ) -> Result<Swept, DiagError> {
         let diag = Diag::of(namespace).await?;
+        let ephemeral = namespace.run(ephemeral_ports).await?;
         let counts = Arc::clone(&self.counts);
         let work = move || sweep(diag, &counts, &pod, &ephemeral, &judge);
-        let ended = |error| DiagError::Io(std::io::Error::other(error));
+        let ended = |error| DiagError::Io(io::Error::other(error));
         tokio::task::spawn_blocking(work).await.map_err(ended)?
     }
+}
+
+/// The ports that this network namespace gives to connections that go out. Pods may have a range of their own.
+fn ephemeral_ports() -> io::Result<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let mut ends = text.split_whitespace().map_while(|end| end.parse().ok());
+    let malformed = || io::Error::other(format!("ip_local_port_range is {text:?}"));
+    Ok(ends.next().ok_or_else(malformed)?..=ends.next().ok_or_else(malformed)?)
 }
 
 fn sweep(

@@ -13,6 +13,8 @@ use super::{Meta, check::Checks, selector::LabelSelector, value::Labels, value::
 
 /// Annotation of a policy that is only tried: logged and counted, never enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
+/// Agents number the rules of a policy with 16 bits.
+const MAX_RULES: usize = 1 << 16;
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct AuthorizationPolicy {
@@ -92,6 +94,8 @@ impl AuthorizationPolicy {
         if spec.action == Action::Deny && spec.rules.is_empty() {
             checks.refuse("spec.rules", "is empty: DENY would deny nothing; one empty rule, {}, denies all");
         }
+        let few = spec.rules.len() <= MAX_RULES;
+        checks.require(few, "spec.rules", format!("holds more than {MAX_RULES} rules"));
         for (i, rule) in spec.rules.iter().enumerate() {
             let at = format!("spec.rules[{i}]");
             rule.check(&at, checks);

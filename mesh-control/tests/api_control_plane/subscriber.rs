@@ -68,15 +68,29 @@ impl Subscriber {
         shows: &Shows,
         first: DeltaDiscoveryRequest,
     ) -> Result<Self, Status> {
+        let name = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("node-a".into())) };
+        let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), name)].into() };
+        Self::open_as(world, shows, first, Some(metadata)).await
+    }
+
+    /// Subscribes to everything, named only by its credentials.
+    pub(crate) async fn nameless(world: &World, shows: &Shows) -> Self {
+        Self::open_as(world, shows, DeltaDiscoveryRequest::default(), None).await.unwrap()
+    }
+
+    async fn open_as(
+        world: &World,
+        shows: &Shows,
+        first: DeltaDiscoveryRequest,
+        metadata: Option<prost_types::Struct>,
+    ) -> Result<Self, Status> {
         let channel = shows.connect(world).await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, outgoing) = mpsc::channel(64);
-        let name = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("node-a".into())) };
-        let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), name)].into() };
         let node = Node {
             id: "ztunnel~127.0.0.1~agent.mesh-system~mesh-system.svc.cluster.local".into(),
             user_agent_version: "1.2.3".into(),
-            metadata: Some(metadata),
+            metadata,
             ..Node::default()
         };
         let type_url =
@@ -104,7 +118,15 @@ impl Subscriber {
 
     /// Subscribes to all policies, too.
     pub(crate) async fn subscribe_policies(&self) {
-        let request = DeltaDiscoveryRequest { type_url: AUTHORIZATION_TYPE.into(), ..Default::default() };
+        self.subscribe_policies_holding(HashMap::new()).await;
+    }
+
+    pub(crate) async fn subscribe_policies_holding(
+        &self,
+        initial_resource_versions: HashMap<String, String>,
+    ) {
+        let type_url = AUTHORIZATION_TYPE.into();
+        let request = DeltaDiscoveryRequest { type_url, initial_resource_versions, ..Default::default() };
         self.requests.send(request).await.unwrap();
     }
 

@@ -29,6 +29,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
                 trust_domain: "".into(),
             }),
             memberships: Box::new([member()]),
+            policies: Box::new([]),
         }),
         place: Arc::new(Place {
             node: node.into(),

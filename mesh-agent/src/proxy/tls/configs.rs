@@ -1,6 +1,7 @@
 //! Configurations of rustls, kept per identity: building one costs more than the connection that uses it.
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::Resumption;
@@ -40,6 +41,19 @@ impl Protocol {
     /// What a finished handshake agreed on.
     pub(super) fn agreed(name: Option<&[u8]>) -> Option<Self> {
         [Self::Stream, Self::H2].into_iter().find(|protocol| Some(protocol.name()) == name)
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    /// As `--tunnel-protocols` names them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stream" => Ok(Self::Stream),
+            "hbone" => Ok(Self::H2),
+            other => Err(format!("{other:?} is neither stream nor hbone")),
+        }
     }
 }
 

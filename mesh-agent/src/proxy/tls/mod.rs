@@ -21,6 +21,7 @@ pub use session::{Event, Reader, TlsError, Writer};
 
 #[cfg(any(test, fuzzing))]
 #[expect(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests use more of it"))]
 pub(crate) mod fixtures;
 #[cfg(any(test, fuzzing))]
 #[expect(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]

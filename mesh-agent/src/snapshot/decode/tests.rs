@@ -302,6 +302,22 @@ fn bytes_at_random_are_refused_and_never_panic() {
 }
 
 #[test]
+fn policies_are_kept_once_each_and_in_order() {
+    let names = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let pod = workload(POD, "10.0.0.7", "node-a", &[]);
+        of_workload(wire::Workload { authorization_policies: names, ..pod }, "1")
+    };
+    let Resource::Workload(read) = parsed(&names(&["b/x", "a/y", "b/x"])).resource else {
+        panic!("a service")
+    };
+    let read: Vec<&str> = read.policies().iter().map(|name| &**name).collect();
+    assert_eq!(read, ["a/y", "b/x"]);
+    let wrong = decode_one(names(&["a/y", ""]), &mut Interner::new("n")).unwrap_err();
+    assert!(wrong.reason.contains("workload.authorization_policies[1]: missing"), "{}", wrong.reason);
+}
+
+#[test]
 fn what_is_written_for_the_disk_reads_the_same() {
     use super::super::encode::encode;
     let extension = ext::WorkloadExtension {
@@ -313,6 +329,7 @@ fn what_is_written_for_the_disk_reads_the_same() {
     let mut pod = extend_workload(workload(POD, "fd00::7", "node-a", &[WEB]), &extension);
     pod.capacity = Some(0);
     pod.trust_domain = "mesh.example".to_owned();
+    pod.authorization_policies = vec!["shop/one".to_owned()];
     pod.network_mode = 1;
     let udp =
         ext::ServiceExtension { udp_ports: ports(&[(53, 0)]), algorithm: 2, affinity_timeout_seconds: 5 };

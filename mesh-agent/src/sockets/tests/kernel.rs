@@ -15,6 +15,8 @@ use super::diag::{destroyed, socket};
 use super::*;
 use crate::proxy::netns::Namespace;
 
+const PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
 /// Two pods, one wire: 10.0.0.1 and fd00::1 serve, 10.0.0.2 and fd00::2 call.
 struct Wire {
     names: [String; 2],
@@ -48,7 +50,7 @@ impl Wire {
 
     /// A listener that hears both families, as most servers do.
     async fn listen(&self, port: u16) -> TcpListener {
-        let socket = self.server.make(|| stream(Domain::IPV6)).await.unwrap();
+        let socket = self.server.run(|| stream(Domain::IPV6)).await.unwrap();
         socket.set_only_v6(false).unwrap();
         socket.bind(&SocketAddr::from(([0_u16; 8], port)).into()).unwrap();
         socket.listen(1024).unwrap();
@@ -62,7 +64,7 @@ impl Wire {
             if !to.is_ipv6() || !to.ip().to_canonical().is_ipv4() {
                 return self.client.connect(to).await.unwrap();
             }
-            let socket = self.client.make(|| stream(Domain::IPV6)).await.unwrap();
+            let socket = self.client.run(|| stream(Domain::IPV6)).await.unwrap();
             TcpSocket::from_std_stream(socket.into()).connect(to).await.unwrap()
         };
         let (client, server) = tokio::join!(connect, listener.accept());
@@ -117,7 +119,7 @@ impl Judge for Judgement {
     }
 }
 
-/// 10.0.0.1 has gone.
+/// 10.0.0.1 has gone; and nothing may come in.
 struct Departed;
 
 impl Judge for Departed {
@@ -126,7 +128,7 @@ impl Judge for Departed {
     }
 
     fn permits(&self, _caller: Caller, _remote: IpAddr, _local: SocketAddr) -> bool {
-        true
+        false
     }
 
     fn gone(&self, remote: SocketAddr) -> bool {
@@ -151,7 +153,7 @@ async fn what_policy_forbids_ends_and_nothing_else() {
     };
     let mut own = own.await;
     let sweeper = Sweeper::default();
-    let swept = sweeper.sweep(&wire.server, pod.clone(), 32768..=60999, Judgement).await.unwrap();
+    let swept = sweeper.sweep(&wire.server, pod.clone(), Judgement).await.unwrap();
     // Two listeners, the pod's own connection at both ends, and the others' at this one.
     assert_eq!(swept, Swept { seen: 2 + 2 + 5, destroyed: 3, left: 0 });
     assert_eq!(sweeper.counts().policy.load(Ordering::Relaxed), 3);
@@ -165,7 +167,7 @@ async fn what_policy_forbids_ends_and_nothing_else() {
     // Listeners go on.
     assert!(is_alive(&mut wire.pair("10.0.0.1:80", &closed).await).await);
     drop(forbidden);
-    let again = sweeper.sweep(&wire.server, pod, 32768..=60999, Judgement).await.unwrap();
+    let again = sweeper.sweep(&wire.server, pod, Judgement).await.unwrap();
     assert_eq!(again.left, 0);
 }
 
@@ -173,11 +175,13 @@ async fn what_policy_forbids_ends_and_nothing_else() {
 async fn what_goes_to_a_removed_endpoint_ends_and_nothing_else() {
     let Some(wire) = Wire::new("gone") else { return };
     let (gone, stays) = (wire.listen(80).await, wire.listen(81).await);
+    // Ports that elsewhere are those of servers.
+    wire.client.run(|| std::fs::write(PORTS, "2000 2999")).await.unwrap();
     let mut ended = [wire.pair("10.0.0.1:80", &gone).await, wire.pair("[::ffff:10.0.0.1]:80", &gone).await];
     let mut alive = [wire.pair("10.0.0.1:81", &stays).await, wire.pair("[fd00::1]:80", &gone).await];
     let sweeper = Sweeper::default();
     let pod = vec![ip("10.0.0.2"), ip("fd00::2")];
-    let swept = sweeper.sweep(&wire.client, pod, 32768..=60999, Departed).await.unwrap();
+    let swept = sweeper.sweep(&wire.client, pod, Departed).await.unwrap();
     assert_eq!(swept, Swept { seen: 4, destroyed: 2, left: 0 });
     assert_eq!(sweeper.counts().gone.load(Ordering::Relaxed), 2);
     for [client, server] in &mut ended {

@@ -99,6 +99,7 @@ enum NodeView {
     Stats,
     Status,
     Certificates,
+    Denials,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -163,6 +164,7 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
                 NodeView::Stats => node::stats(agent::get(socket, "/stats").await?),
                 NodeView::Status => node::status(agent::get(socket, "/status").await?),
                 NodeView::Certificates => node::certificates(agent::get(socket, "/certificates").await?),
+                NodeView::Denials => node::denials(agent::get(socket, "/denials").await?),
             }
         }
     }

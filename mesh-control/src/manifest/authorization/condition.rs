@@ -4,7 +4,13 @@ use std::{fmt, net::IpAddr};
 
 use serde::Deserialize;
 
-use crate::manifest::{check::is_label, value::nullable};
+use crate::manifest::{
+    check::{is_label, is_subdomain},
+    value::nullable,
+};
+
+/// No identity is as long; agents refuse what is longer.
+const MAX_TEXT: usize = 2_048;
 
 /// A text to compare with: `abc`, `abc*`, `*abc`, or `*` for any that is not empty.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -91,6 +97,8 @@ impl TryFrom<String> for Pattern {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if text.is_empty() {
             Err("is empty, which matches nothing")
+        } else if text.len() > MAX_TEXT || text.chars().any(char::is_control) {
+            Err("is no name: it is too long or holds control characters")
         } else if text == "*" {
             Ok(Self::Presence)
         } else if let Some(suffix) = text.strip_prefix('*') {
@@ -168,8 +176,7 @@ impl TryFrom<String> for Account {
             Some((namespace, name)) => (Some(namespace), name),
             None => (None, text.as_str()),
         };
-        let good = |part: &str| !part.is_empty() && !part.contains(['*', '/']);
-        if !good(name) || namespace.is_some_and(|namespace| !is_label(namespace)) {
+        if !is_subdomain(name) || namespace.is_some_and(|namespace| !is_label(namespace)) {
             return Err(format!("{text:?} is neither SERVICEACCOUNT nor NAMESPACE/SERVICEACCOUNT"));
         }
         Ok(Self { namespace: namespace.map(str::to_owned), name: name.to_owned() })
