@@ -3,6 +3,8 @@
 mod certificates;
 mod memory;
 mod owner;
+#[cfg_attr(not(test), expect(dead_code, reason = "the owner does not start proxies yet"))]
+mod pods;
 mod saving;
 mod views;
 

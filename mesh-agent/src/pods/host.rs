@@ -35,7 +35,7 @@ pub struct Judged {
     /// Whether it may be.
     pub allowed: bool,
     /// Namespace and name of the policy that decides, if one does.
-    pub policy: Option<String>,
+    pub policy: Option<Arc<str>>,
     /// Its rule, counted from 0.
     pub rule: Option<usize>,
 }

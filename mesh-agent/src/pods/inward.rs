@@ -72,7 +72,7 @@ impl Inward for Inside {
         if judged.allowed {
             return Ok(());
         }
-        let policy = judged.policy.clone().unwrap_or_default();
+        let policy = judged.policy.as_deref().unwrap_or_default().to_owned();
         (self.shared.denied)(Denial {
             side: Side::Inbound,
             source: wanted.source.clone(),

@@ -91,7 +91,7 @@ impl Judge for Refuses {
         _port: u16,
     ) -> Judged {
         let refused = self.who.lock().unwrap().iter().any(|who| Some(who) == source);
-        let policy = refused.then(|| "shop/nobody".to_owned());
+        let policy = refused.then(|| "shop/nobody".into());
         Judged { allowed: !refused, policy, rule: refused.then_some(0) }
     }
 

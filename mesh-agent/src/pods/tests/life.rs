@@ -160,7 +160,7 @@ fn many_pods() {
         drop(world);
         // Threads of namespaces end by themselves a moment after their last user.
         if round == 1 {
-            runtime.block_on(sleep(Duration::from_secs(1)));
+            runtime.block_on(async { sleep(Duration::from_secs(1)).await });
             before = counts();
         }
     }
