@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use mesh_common::abi::Proxy;
 use tracing::{info, warn};
 
 use crate::admin::view::Source;
@@ -51,6 +52,8 @@ pub(super) struct Owner {
     complained: BTreeSet<u64>,
     /// Workloads whose addresses the kernel does not have as it should.
     unplaced: BTreeSet<Box<str>>,
+    /// What the proxies have for workloads, where the kernel does not have it as it should.
+    untold: BTreeMap<Arc<str>, Option<Proxy>>,
     /// What the proxies are told of services and workloads.
     pub(super) mesh: Arc<Mesh>,
     /// Told whether policies are in force.
@@ -101,6 +104,7 @@ impl Owner {
             waiting: BTreeMap::new(),
             complained: BTreeSet::new(),
             unplaced: BTreeSet::new(),
+            untold: BTreeMap::new(),
             mesh,
             heartbeat: None,
             enrolled_changed: true,
@@ -182,8 +186,8 @@ impl Owner {
             self.drop_adopted();
             self.source = Source::ControlPlane;
             info!(
-                services = snapshot.service_count(),
-                workloads = snapshot.workload_count(),
+                services = self.snapshot.service_count(),
+                workloads = self.snapshot.workload_count(),
                 "synced with the control plane"
             );
         }
@@ -226,6 +230,11 @@ impl Owner {
         }
         self.tend_policies(now);
         self.mesh.tick(now);
+    }
+
+    /// Whether other workloads may be to have a proxy than when this was last asked.
+    pub(super) fn take_enrolled_changed(&mut self) -> bool {
+        std::mem::take(&mut self.enrolled_changed)
     }
 
     /// The snapshot to save, if it has changed since it was last asked for.

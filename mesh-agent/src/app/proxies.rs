@@ -2,32 +2,126 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use mesh_common::abi;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use super::owner::Owner;
+use super::pods;
+use crate::config::Config;
 use crate::datapath::guard::Guard;
 use crate::datapath::passages::{self, BEAT, Heartbeat, Passages, socket_address};
-use crate::identity::{SpiffeId, spiffe_of};
-use crate::pods::host::{Denial, Judge, Judged, Kernel, Original, Side};
+use crate::identity::{Certificates, spiffe_of};
+use crate::pods::figures::Figures;
+use crate::pods::host::{Denial, Event, Judge, Kernel, Original};
 use crate::pods::mesh::Reach;
+use crate::pods::{Parts, Pods};
 use crate::policy::{self, Caller, NO_MATCH, NOT_ARRIVED, Refusal};
 use crate::snapshot::Workload;
 
+/// How often denials are read.
+const LOOK: Duration = Duration::from_millis(100);
+/// Denials that wait for the owner.
+const WAITING: usize = 256;
+
+/// The proxies of this node, and all that is heard of them.
+pub(super) struct Proxies {
+    pods: Pods,
+    heartbeat: Arc<Heartbeat>,
+    events: mpsc::UnboundedReceiver<Event>,
+    refused: mpsc::Receiver<Denial>,
+    told: mpsc::Receiver<abi::Denial>,
+}
+
+/// What was heard.
+pub(super) enum Heard {
+    /// What a proxy has for its workload is another.
+    Event(Event),
+    /// A proxy refused a connection.
+    Refused(Denial),
+    /// A kernel program refused a connection.
+    Told(abi::Denial),
+}
+
+impl Proxies {
+    /// Starts them; `tasks` gets what never ends.
+    pub(super) fn start(
+        owner: &mut Owner,
+        config: &Config,
+        certificates: Arc<dyn Certificates>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Self> {
+        let heartbeat = Arc::new(owner.datapath.heartbeat()?);
+        owner.beats_with(Arc::clone(&heartbeat));
+        let passages = Arc::new(owner.datapath.passages()?);
+        let kernel = KernelSide { passages, guard: owner.datapath.guard()? };
+        let (events_sender, events) = mpsc::unbounded_channel();
+        let (refused_sender, refused) = mpsc::channel(WAITING);
+        let (told_sender, told) = mpsc::channel(WAITING);
+        let pods = Pods::new(Parts {
+            cgroups: config.datapath.cgroup_root.clone(),
+            kernel: Arc::new(kernel),
+            judge: Arc::clone(owner.policies.shared()) as Arc<dyn Judge>,
+            mesh: Arc::clone(&owner.mesh),
+            certificates,
+            limits: config.proxy.limits,
+            // What the owner has no time for is counted by the proxies all the same.
+            denied: Arc::new(move |denial| drop(refused_sender.try_send(denial))),
+            events: events_sender,
+        })
+        .context("starting the node proxy")?;
+        let ring = owner.datapath.denials()?;
+        tasks.spawn(beat(Arc::clone(&heartbeat)));
+        tasks.spawn(read_denials(ring, told_sender));
+        Ok(Self { pods, heartbeat, events, refused, told })
+    }
+
+    /// What they have done, and use.
+    pub(super) fn figures(&self) -> Arc<Figures> {
+        self.pods.figures()
+    }
+
+    /// Gives those workloads a proxy that should have one, if that may have changed.
+    pub(super) fn sync(&mut self, owner: &mut Owner) {
+        if owner.take_enrolled_changed() {
+            self.pods.sync(pods::enrolled(&owner.enrollment, &owner.snapshot));
+        }
+    }
+
+    /// What is heard next.
+    pub(super) async fn next(&mut self) -> Heard {
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => Heard::Event(event),
+            Some(denial) = self.refused.recv() => Heard::Refused(denial),
+            Some(denial) = self.told.recv() => Heard::Told(denial),
+            // Their senders live as long as the proxies.
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Ends them: the kernel programs lead nothing more to them, and what is open has its time.
+    pub(super) async fn stop(self, limit: Duration) {
+        if let Err(error) = self.heartbeat.stop() {
+            warn!(%error, "the kernel programs could not be told that the proxy stops; they find out within a second");
+        }
+        self.pods.stop(limit).await;
+    }
+}
+
 /// What the proxies ask of the kernel side.
-pub(super) struct KernelSide {
-    pub(super) passages: Arc<Passages>,
-    pub(super) guard: Guard,
+struct KernelSide {
+    passages: Arc<Passages>,
+    guard: Guard,
 }
 
 impl Kernel for KernelSide {
@@ -61,33 +155,8 @@ impl Kernel for KernelSide {
     }
 }
 
-/// Policy, as the proxies ask for it.
-pub(super) struct Verdicts(pub(super) Arc<policy::Shared>);
-
-impl Judge for Verdicts {
-    fn judge(
-        &self,
-        destination: &Workload,
-        source: Option<&SpiffeId>,
-        source_ip: IpAddr,
-        destination_ip: IpAddr,
-        port: u16,
-    ) -> Judged {
-        let judgement = self.0.judge(destination, source, source_ip, destination_ip, port);
-        Judged {
-            allowed: judgement.allowed,
-            policy: judgement.policy.map(|policy| policy.to_string()),
-            rule: judgement.rule,
-        }
-    }
-
-    fn changed(&self) -> watch::Receiver<u64> {
-        self.0.changed()
-    }
-}
-
 /// Says several times a second that the proxy is alive, for as long as this task gets its turn.
-pub(super) async fn beat(heartbeat: Arc<Heartbeat>) {
+async fn beat(heartbeat: Arc<Heartbeat>) {
     let mut due = interval(BEAT);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complained = false;
@@ -104,53 +173,36 @@ pub(super) async fn beat(heartbeat: Arc<Heartbeat>) {
     }
 }
 
-/// Reads what the kernel programs tell of denials. Those that wait longest come first; what there is no room for is counted by the programs.
-pub(super) async fn read_denials(ring: RingBuf<MapData>, told: mpsc::Sender<abi::Denial>) -> Result<()> {
-    let mut ring = AsyncFd::new(ring).context("waiting for denials")?;
+/// Reads what the kernel programs tell of denials. What there is no room for is counted by the programs. Looking often enough is simpler than being
+/// woken, and the ring holds what comes in between.
+async fn read_denials(mut ring: RingBuf<MapData>, told: mpsc::Sender<abi::Denial>) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let mut ready = ring.readable_mut().await.context("waiting for denials")?;
-        loop {
-            let denial = match ready.get_inner_mut().next() {
-                Some(bytes) => passages::denial(&bytes),
-                None => break,
-            };
+        look.tick().await;
+        while let Some(denial) = ring.next().map(|bytes| passages::denial(&bytes)) {
             match denial {
-                Ok(denial) => {
-                    if told.send(denial).await.is_err() {
-                        return Ok(());
-                    }
-                }
+                // The agent may be about to end.
+                Ok(denial) => drop(told.send(denial).await),
                 Err(error) => warn!(%error, "what the kernel programs told cannot be read"),
             }
         }
-        ready.clear_ready();
     }
 }
 
 impl Owner {
-    /// Takes in a denial of the proxies.
-    pub(super) fn proxy_denied(&mut self, denial: Denial) {
-        let refusal = Refusal {
-            at: SystemTime::now(),
-            side: match denial.side {
-                Side::Outbound => policy::Side::Client,
-                Side::Inbound => policy::Side::Proxy,
-            },
-            source: Caller {
-                workload: None,
-                identity: denial.source.map(|source| source.to_string()),
-                address: Some(SocketAddr::new(denial.source_ip, 0)),
-            },
-            destination: known(&denial.destination, Some(denial.address)),
-            policy: denial.judged.policy.map_or_else(|| NO_MATCH.into(), Arc::from),
-            rule: denial.judged.rule,
-            cause: None,
-        };
-        self.denials.tell(refusal, std::time::Instant::now());
+    /// Takes in what was heard of the proxies.
+    pub(super) fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Event(Event::Proxy { uid, proxy }) => self.proxy(&uid, Some(proxy)),
+            Heard::Event(Event::Gone { uid }) => self.proxy(&uid, None),
+            Heard::Refused(denial) => self.denials.tell(pods::refusal(denial), Instant::now()),
+            Heard::Told(denial) => self.kernel_denied(&denial),
+        }
     }
 
     /// Takes in a denial of the kernel programs.
-    pub(super) fn kernel_denied(&mut self, denial: &abi::Denial) {
+    fn kernel_denied(&mut self, denial: &abi::Denial) {
         let side = match denial.side {
             abi::Denial::CLIENT => policy::Side::Client,
             _ => policy::Side::Server,
@@ -172,11 +224,12 @@ impl Owner {
             rule: (denial.verdict.policy != 0).then_some(usize::from(denial.verdict.rule)),
             cause: None,
         };
-        self.denials.tell(refusal, std::time::Instant::now());
+        self.denials.tell(refusal, Instant::now());
     }
 
     fn end(&self, workload: u64, address: Option<SocketAddr>) -> Caller {
-        let by_identity = || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
+        let by_identity =
+            || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
         // Of workloads of other nodes only the address is known here.
         let by_address = || match self.mesh.reach(address?) {
             Reach::Plain(found) | Reach::Meshed(found, _) => {

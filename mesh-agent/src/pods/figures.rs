@@ -119,6 +119,17 @@ pub enum State {
     Draining,
 }
 
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+            Self::NoProcess | Self::Host | Self::NoCertificate | Self::Ready | Self::Draining => {
+                f.write_str(self.name())
+            }
+        }
+    }
+}
+
 impl State {
     /// For metrics.
     pub fn name(&self) -> &'static str {

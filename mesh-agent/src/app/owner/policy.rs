@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh_common::abi::{Address, Peer, PlainKey, Verdict, VerdictKey, identity_of};
+use mesh_common::abi::{Address, Peer, PlainKey, Proxy, Verdict, VerdictKey, identity_of};
 use tracing::{info, warn};
 
 use super::Owner;
 use crate::datapath::Datapath;
 use crate::datapath::desired::map_address;
+use crate::datapath::passages::Heartbeat;
 use crate::policy::{PolicyPlan, VerdictMaps};
 use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
 use crate::xds::Versions;
@@ -72,6 +73,9 @@ impl Owner {
     pub(super) fn tend_policies(&mut self, now: Instant) {
         let plan = self.policies.tick(&self.snapshot, now);
         self.enforce(&plan);
+        for (uid, proxy) in std::mem::take(&mut self.untold) {
+            self.proxy(&uid, proxy);
+        }
         for uid in self.unplaced.clone() {
             let workload = self.snapshot.workload(&uid).cloned();
             let set = workload.as_ref().map_or(0, |workload| self.policies.set_of(workload));
@@ -95,6 +99,14 @@ impl Owner {
             snapshot.workloads().map(|workload| identity_of(&workload.uid()).0).collect();
         if let Err(error) = self.datapath.peers().retain(|workload| known.contains(&workload)) {
             warn!(%error, "workloads that are no more could not be taken out of the kernel");
+        }
+        let enrolled: HashSet<u64> = self.enrollment.list().iter().map(|of| identity_of(&of.uid).0).collect();
+        let strangers: Vec<u64> =
+            self.datapath.peers().proxied().filter(|workload| !enrolled.contains(workload)).collect();
+        for workload in strangers {
+            if let Err(error) = self.datapath.peers().set_proxy(workload, None) {
+                warn!(%error, "what an earlier proxy had for a workload could not be taken out of the kernel");
+            }
         }
         let plan = self.policies.drop_adopted();
         self.enforce(&plan);
@@ -135,6 +147,23 @@ impl Owner {
         let meshed = if workload.meshed { Peer::MESHED } else { 0 };
         let peer = Peer { workload: identity_of(uid).0, flags: local | meshed, policies };
         workload.addresses.iter().map(|address| (map_address(*address), peer)).collect()
+    }
+
+    /// The heartbeat that tells the kernel whether policies are in force, too.
+    pub(in crate::app) fn beats_with(&mut self, heartbeat: Arc<Heartbeat>) {
+        self.heartbeat = Some(heartbeat);
+        self.tell_guarded();
+    }
+
+    /// Tells the kernel what the proxy has for a workload. What could not be told is tried again.
+    pub(in crate::app) fn proxy(&mut self, uid: &Arc<str>, proxy: Option<Proxy>) {
+        match self.datapath.peers().set_proxy(identity_of(uid).0, proxy) {
+            Ok(()) => drop(self.untold.remove(uid)),
+            Err(error) => {
+                warn!(workload = %uid, %error, "what the proxy has for a workload is not in the kernel; it will be tried again");
+                self.untold.insert(Arc::clone(uid), proxy);
+            }
+        }
     }
 
     fn tell_guarded(&mut self) {
