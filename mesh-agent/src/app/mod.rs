@@ -3,7 +3,6 @@
 mod certificates;
 mod memory;
 mod owner;
-#[cfg_attr(not(test), expect(dead_code, reason = "the owner does not start proxies yet"))]
 mod pods;
 mod saving;
 mod views;
@@ -149,7 +148,8 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
-    let view = views::Context { config: config.clone(), watch: watched.stats, servers };
+    let view =
+        views::Context { config: config.clone(), watch: watched.stats, servers, proxies: Arc::default() };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut housekeeping = interval(HOUSEKEEPING);

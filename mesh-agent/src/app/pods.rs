@@ -1,26 +1,29 @@
 //! The owner's part in the proxies of this node's pods: who is to have one, and what they have done.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
+use tokio::sync::watch;
+
+use crate::identity::{SpiffeId, spiffe_of};
 use crate::metrics::{Proxy, ProxySide};
 use crate::pods::figures::{Figures, SideFigures};
-use crate::pods::host::{Enrolled, Side};
+use crate::pods::host::{Denial, Enrolled, Judge, Judged, Side};
+use crate::policy::{self, Shared};
 use crate::snapshot::{Snapshot, Workload};
 use crate::workloads::Enrollment;
 
-/// Who is to have a proxy: the workloads of this node that have a cgroup and an address of their own, and are `meshed`.
-pub(super) fn enrolled(
-    enrollment: &Enrollment,
-    snapshot: &Snapshot,
-    meshed: impl Fn(&Workload) -> bool,
-) -> Vec<Enrolled> {
+/// Who is to have a proxy, for [`crate::pods::Pods::sync`]: the workloads of this node that are meshed and have a cgroup and an address of their own.
+#[cfg_attr(not(test), expect(dead_code, reason = "the owner does not start proxies yet"))]
+pub(super) fn enrolled(enrollment: &Enrollment, snapshot: &Snapshot) -> Vec<Enrolled> {
     let one = |of: crate::workloads::Enrolled| {
         let workload = snapshot.workload(&of.uid)?;
         let wanted = !of.cgroups.is_empty()
             && !workload.host_network
             && !workload.addresses.is_empty()
-            && meshed(workload);
+            && workload.meshed;
         wanted.then(|| Enrolled {
             uid: of.uid,
             workload: Arc::clone(workload),
@@ -28,6 +31,50 @@ pub(super) fn enrolled(
         })
     };
     enrollment.list().into_iter().filter_map(one).collect()
+}
+
+impl Judge for Shared {
+    fn judge(
+        &self,
+        destination: &Workload,
+        source: Option<&SpiffeId>,
+        source_ip: IpAddr,
+        destination_ip: IpAddr,
+        port: u16,
+    ) -> Judged {
+        let judgement = self.judge(destination, source, source_ip, destination_ip, port);
+        Judged { allowed: judgement.allowed, policy: judgement.policy, rule: judgement.rule }
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed()
+    }
+}
+
+/// A denial of a proxy, as the owner keeps them.
+#[cfg_attr(not(test), expect(dead_code, reason = "the owner does not start proxies yet"))]
+pub(super) fn refusal(denial: Denial) -> policy::Refusal {
+    let identity = spiffe_of(&denial.destination).ok();
+    policy::Refusal {
+        at: SystemTime::now(),
+        side: match denial.side {
+            Side::Outbound => policy::Side::Client,
+            Side::Inbound => policy::Side::Proxy,
+        },
+        source: policy::Caller {
+            workload: None,
+            identity: denial.source.map(|source| source.to_string()),
+            address: Some(SocketAddr::new(denial.source_ip, 0)),
+        },
+        destination: policy::Caller {
+            workload: Some(denial.destination.uid()),
+            identity: identity.map(|identity| identity.to_string()),
+            address: Some(denial.address),
+        },
+        policy: denial.judged.policy.unwrap_or_else(|| policy::NO_MATCH.into()),
+        rule: denial.judged.rule,
+        cause: None,
+    }
 }
 
 /// The part of a scrape.
@@ -87,6 +134,8 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
 mod tests {
     use std::path::PathBuf;
 
+    use mesh_common::api::istio::workload::{NetworkMode, TunnelProtocol};
+
     use super::*;
     use crate::snapshot::fixtures::{extend_workload, of_workload, update, workload};
     use crate::workloads::CgroupEvent;
@@ -106,9 +155,11 @@ mod tests {
         .enumerate()
         {
             let uid = format!("c//Pod/shop/{name}");
+            let hbone = if name == "plain" { TunnelProtocol::None } else { TunnelProtocol::Hbone };
             let mut one = workload(&uid, &format!("10.0.0.{number}"), node, &[]);
+            one.tunnel_protocol = hbone as i32;
             if name == "host" {
-                one.network_mode = mesh_common::api::istio::workload::NetworkMode::HostNetwork as i32;
+                one.network_mode = NetworkMode::HostNetwork as i32;
             }
             let extension = mesh_common::api::mesh::v1::WorkloadExtension {
                 cgroup: format!("/{name}.service"),
@@ -121,9 +172,28 @@ mod tests {
                 enrollment.cgroup(CgroupEvent::Appeared { id: number as u64 + 1, path });
             }
         }
-        let found = enrolled(&enrollment, &snapshot, |workload| *workload.name != *"plain");
+        let found = enrolled(&enrollment, &snapshot);
         let [one] = found.try_into().unwrap();
         assert_eq!((&*one.uid, one.cgroups), ("c//Pod/shop/pod", vec![PathBuf::from("pod.service")]));
+    }
+
+    #[test]
+    fn a_denial_names_both_ends_policy_and_rule() {
+        let destination =
+            crate::snapshot::fixtures::parsed_workload(workload("c//Pod/shop/db", "10.0.0.1", "n", &[]));
+        let denial = Denial {
+            side: Side::Inbound,
+            source: Some("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap()),
+            source_ip: "10.0.0.2".parse().unwrap(),
+            destination,
+            address: "10.0.0.1:80".parse().unwrap(),
+            judged: Judged { allowed: false, policy: Some("shop/one".into()), rule: Some(2) },
+        };
+        let told = refusal(denial);
+        assert_eq!((told.side, &*told.policy, told.rule), (policy::Side::Proxy, "shop/one", Some(2)));
+        assert_eq!(told.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
+        assert_eq!(told.destination.workload.as_deref(), Some("c//Pod/shop/db"));
+        assert_eq!(told.destination.address, Some("10.0.0.1:80".parse().unwrap()));
     }
 
     #[test]

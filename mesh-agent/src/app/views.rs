@@ -7,8 +7,8 @@ use std::sync::Arc;
 use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
 use tracing::warn;
 
-use super::certificates;
 use super::owner::Owner;
+use super::{certificates, pods};
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
@@ -17,6 +17,7 @@ use crate::datapath::show::{show_endpoint, unmap};
 use crate::identity::access::Access;
 use crate::identity::spiffe_of;
 use crate::metrics::{Connections, MapUse, Peer, View};
+use crate::pods::figures::Figures;
 use crate::snapshot::Workload;
 use crate::workloads::watch::WatchStats;
 
@@ -28,6 +29,8 @@ pub(super) struct Context {
     pub(super) watch: Arc<WatchStats>,
     /// The servers of the control plane.
     pub(super) servers: Vec<Arc<Access>>,
+    /// What the proxies of this node's pods have done.
+    pub(super) proxies: Arc<Figures>,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
@@ -350,6 +353,7 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         snapshot_save_failures: owner.save_failures,
         refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
         certificates: certificates::figures(&owner.identities.report()),
+        proxy: pods::figures(&context.proxies),
     }
 }
 

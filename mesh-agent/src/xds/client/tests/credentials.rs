@@ -10,7 +10,9 @@ async fn first_reason(address: SocketAddr) -> String {
         match events.recv().await.unwrap() {
             XdsEvent::Versions { reply } => reply.send(Versions::default()).unwrap(),
             XdsEvent::Disconnected { reason } => break reason,
-            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => panic!("{event:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => {
+                panic!("{event:?}")
+            }
         }
     };
     client.abort();
@@ -69,7 +71,9 @@ async fn a_refused_token_is_told_in_the_planes_words_and_counted() {
                 assert!(reason.contains("token of node-b, asked by node-a"), "{reason}");
                 refused += 1;
             }
-            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => panic!("{event:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => {
+                panic!("{event:?}")
+            }
         }
     }
     assert_eq!(access.refusals(), 3);
