@@ -2,6 +2,7 @@
 //!
 //! Nothing else reads the environment.
 
+mod proxy;
 mod server;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use proxy::{ProxyArgs, ProxyConfig};
 pub use server::{ServerConfig, XdsConfig};
 
 /// The per-node agent of the mesh.
@@ -116,6 +118,9 @@ pub struct RunArgs {
     /// Most verdicts of policy (source, set of policies, port)
     #[arg(long, value_name = "N", default_value_t = 131_072)]
     pub max_verdicts: u32,
+    /// The node proxy
+    #[command(flatten)]
+    pub proxy: ProxyArgs,
     /// What the kernel programs log
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = KernelLog::Off)]
     pub kernel_log: KernelLog,
@@ -173,6 +178,8 @@ pub struct Config {
     pub xds: Option<XdsConfig>,
     /// The kernel side.
     pub datapath: DatapathConfig,
+    /// The node proxy.
+    pub proxy: ProxyConfig,
     /// Directory for the last good snapshot.
     pub state_dir: PathBuf,
     /// Admin and metrics.
@@ -289,7 +296,8 @@ impl RunArgs {
         let admin =
             AdminConfig { socket: socket(&self.admin_socket)?, metrics_address: self.metrics_address };
         let state_dir = absolute("--state-dir", &self.state_dir)?;
-        Ok(Config { node, xds, datapath, state_dir, admin, log_format: self.log_format })
+        let proxy = self.proxy.validate()?;
+        Ok(Config { node, xds, datapath, proxy, state_dir, admin, log_format: self.log_format })
     }
 
     fn node(&self, hostname: &str) -> Result<NodeConfig, ConfigError> {

@@ -6,6 +6,8 @@ pub mod config;
 pub mod datapath;
 pub mod identity;
 pub mod metrics;
+pub mod pods;
+pub mod policy;
 pub mod preflight;
 pub mod proxy;
 pub mod snapshot;

@@ -12,7 +12,12 @@ use mesh_common::api::{
     istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
     mesh::v1::management_server::ManagementServer,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tonic::transport::{Server, server::TcpIncoming};
 use tracing::{info, warn};
 
@@ -23,12 +28,14 @@ use crate::{
     health::Health,
     identity::is_name,
     index::Mesh,
+    joined::Kept,
     keeper::Keeper,
     last_good::LastGood,
     management::Management,
+    manifest::is_label,
     metrics::Metrics,
-    pipeline::{Pipeline, Report},
-    source::Source,
+    pipeline::{Joining, Order, Pipeline, Report, State},
+    source::{Batch, Source},
     tls,
     xds::{Agents, Discovery, Shared},
 };
@@ -40,6 +47,8 @@ const MAX_CERTIFICATE_REQUEST: usize = 64 << 10;
 /// Finds clients that went without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Orders that may wait for the pipeline: all nodes of a large mesh may come at once.
+const MAX_ORDERS: usize = 16_384;
 /// Streams end at once when asked; what does not is cut off.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -82,6 +91,11 @@ impl ControlPlane {
             "--trust-domain {:?}: letters, digits, '-', '.' and '_' only",
             config.trust_domain
         );
+        anyhow::ensure!(
+            is_label(&config.root_namespace),
+            "--root-namespace {:?} is not a DNS label",
+            config.root_namespace
+        );
         let kept = (config.clone(), Arc::clone(&metrics));
         let keeper = tokio::task::spawn_blocking(move || Keeper::start(kept.0, kept.1, SystemTime::now()));
         let keeper = keeper.await.context("reading certificates")??;
@@ -97,13 +111,16 @@ impl ControlPlane {
             cluster_id: config.cluster_id,
             cluster_domain: config.cluster_domain,
             trust_domain: config.trust_domain,
+            root_namespace: config.root_namespace,
         };
         let (source, batch) = Source::open(&config.manifests).await?;
         let option = || format!("--state-dir {}", config.state_dir.display());
         let last_good = LastGood::open(&config.state_dir).with_context(option)?;
-        let (catalog_of, report_of, metrics_of) =
-            (Arc::clone(&catalog), Arc::clone(&report), Arc::clone(&metrics));
-        let pipeline = Pipeline::new(mesh, last_good, catalog_of, report_of, metrics_of);
+        let state = State { last_good, joined: Kept::new(&config.state_dir) };
+        let served = (Arc::clone(&catalog), Arc::clone(&agents));
+        let pipeline = Pipeline::new(mesh, state, served, Arc::clone(&report), Arc::clone(&metrics));
+        let (orders, ordered) = mpsc::channel(MAX_ORDERS);
+        let joining = Joining { orders, joined: pipeline.joined() };
         let (pipeline, started_from) = blocking(pipeline, |pipeline| pipeline.start(batch)).await?;
         started_from.with_context(option)?;
 
@@ -114,6 +131,7 @@ impl ControlPlane {
             metrics: Arc::clone(&metrics),
             stop: stopped.clone(),
             in_force: in_force.clone(),
+            joining: joining.clone(),
         };
         let discovery = AggregatedDiscoveryServiceServer::new(Discovery::new(shared))
             .max_decoding_message_size(MAX_REQUEST);
@@ -132,13 +150,15 @@ impl ControlPlane {
         tasks.spawn(async { serving.await.context("serving agents") });
 
         let (listener, management) = bind("--management-address", config.management_address).await?;
-        let service = ManagementServer::new(Management { catalog, agents, report, started });
+        let service = ManagementServer::new(Management { catalog, agents, report, started, joining });
         let serving = server()
             .add_service(service)
             .serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
         tasks.spawn(async { serving.await.context("serving meshctl") });
 
-        tasks.spawn(follow(source, pipeline, stopped));
+        let (send, batches) = mpsc::channel(1);
+        tasks.spawn(read(source, send, stopped.clone()));
+        tasks.spawn(follow(batches, ordered, pipeline, stopped));
         readiness.send_replace(true);
         info!(%xds, %management, metrics = %metrics_address, milliseconds = started.elapsed().as_millis() as u64, "ready");
         Ok(Self { xds, management, metrics: metrics_address, stop, tasks })
@@ -205,10 +225,10 @@ impl ControlPlane {
     }
 }
 
-/// Takes in what changes, one batch after another.
-async fn follow(
+/// Reads what changes. A reading that was begun is finished, since its events come only once.
+async fn read(
     mut source: Source,
-    mut pipeline: Pipeline,
+    send: mpsc::Sender<Batch>,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let stop = ended(stopped);
@@ -218,7 +238,33 @@ async fn follow(
             () = &mut stop => return Ok(()),
             batch = source.next() => batch.context("following the manifests")?,
         };
-        (pipeline, ()) = blocking(pipeline, |pipeline| pipeline.apply(batch)).await?;
+        if send.send(batch).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes it in, one batch after another, and does what it is told between them.
+async fn follow(
+    mut batches: mpsc::Receiver<Batch>,
+    mut orders: mpsc::Receiver<Order>,
+    mut pipeline: Pipeline,
+    stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let stop = ended(stopped);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            Some(order) = orders.recv() => {
+                (pipeline, ()) = blocking(pipeline, |pipeline| pipeline.obey(order)).await?;
+            }
+            batch = batches.recv() => match batch {
+                Some(batch) => (pipeline, ()) = blocking(pipeline, |pipeline| pipeline.apply(batch)).await?,
+                // The reader has ended, and why is told by its own task.
+                None => return Ok(()),
+            },
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::index::{Body, Delta, Name, Placement, Resource};
+use crate::index::{Body, Delta, Name, Placement, Resource, Update};
 
 /// Counts changes of resources.
 pub(crate) type Revision = u64;
@@ -27,7 +27,7 @@ const MAX_TIMES: usize = 4_096;
 #[derive(Clone, Debug)]
 pub(crate) enum Logged {
     Live(Arc<Served>),
-    Gone { name: Name, born: Revision, previous: Revision },
+    Gone { name: Name, born: Revision, previous: Revision, narrowed: Revision },
 }
 
 /// A resource in force.
@@ -38,12 +38,20 @@ pub(crate) struct Served {
     born: Revision,
     /// Where it stood before; 0 when new.
     pub(crate) previous: Revision,
+    /// When a policy of this name last ceased to hold for those who do not name it; 0: it never did.
+    narrowed: Revision,
 }
 
 impl Served {
     /// The version on the wire.
     pub(crate) fn version(&self) -> String {
         format!("{:016x}", self.resource.version)
+    }
+
+    /// A client that stands at `from`, or that `had` something under this name when it came, may hold a policy that holds for
+    /// more workloads than this one.
+    pub(crate) fn has_narrowed_since(&self, from: Revision, had: bool) -> bool {
+        (had || self.born <= from) && self.narrowed > from
     }
 }
 
@@ -59,6 +67,7 @@ pub(crate) struct Contents {
     times: VecDeque<(Revision, Instant)>,
     services: u64,
     workloads: u64,
+    policies: u64,
     /// Numbers of workloads.
     placements: HashMap<Placement, usize>,
 }
@@ -83,17 +92,26 @@ impl Contents {
                 None => self.revision,
             };
             let previous = previous.unwrap_or(0);
+            let narrowed = match &former {
+                Some(Logged::Live(served)) if served.resource.wide => match &resource {
+                    Some(resource) if resource.wide => served.narrowed,
+                    Some(_) | None => self.revision,
+                },
+                Some(Logged::Live(served)) => served.narrowed,
+                Some(Logged::Gone { narrowed, .. }) => *narrowed,
+                None => 0,
+            };
             let logged = match resource {
                 Some(resource) => {
                     *self.count(resource.body) += 1;
                     if let Some(placement) = resource.placement.as_deref() {
                         *self.placements.entry(placement.clone()).or_default() += 1;
                     }
-                    Logged::Live(Arc::new(Served { resource, born, previous }))
+                    Logged::Live(Arc::new(Served { resource, born, previous, narrowed }))
                 }
                 None => {
                     self.tombstones.insert(self.revision);
-                    Logged::Gone { name: Arc::clone(&name), born, previous }
+                    Logged::Gone { name: Arc::clone(&name), born, previous, narrowed }
                 }
             };
             self.log.insert(self.revision, logged);
@@ -135,6 +153,7 @@ impl Contents {
         match body {
             Body::Service => &mut self.services,
             Body::Workload => &mut self.workloads,
+            Body::Policy => &mut self.policies,
         }
     }
 
@@ -145,6 +164,11 @@ impl Contents {
     /// Numbers of services and of workloads.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.services, self.workloads)
+    }
+
+    /// Number of policies.
+    pub(crate) fn policies(&self) -> u64 {
+        self.policies
     }
 
     /// The resource in force under a name.
@@ -191,38 +215,52 @@ impl Contents {
     }
 }
 
-/// The contents, with one writer and many readers who are told of each new revision.
-#[derive(Debug)]
+/// The contents, with one writer and many readers who are told of each new revision: services and workloads, and apart from
+/// them policies, whose names may be the same.
+#[derive(Debug, Default)]
 pub(crate) struct Catalog {
-    contents: RwLock<Contents>,
-    revision: watch::Sender<Revision>,
+    addresses: RwLock<Contents>,
+    policies: RwLock<Contents>,
+    revisions: watch::Sender<Revisions>,
 }
 
-impl Default for Catalog {
-    fn default() -> Self {
-        Self { contents: RwLock::default(), revision: watch::Sender::new(0) }
-    }
+/// How far both are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Revisions {
+    pub(crate) addresses: Revision,
+    pub(crate) policies: Revision,
 }
 
 impl Catalog {
-    /// Publishes a delta; an empty one is nothing.
-    pub(crate) fn publish(&self, delta: Delta, now: Instant) {
-        if delta.is_empty() {
-            return;
+    /// Publishes an update as a whole; an empty one is nothing.
+    pub(crate) fn publish(&self, update: Update, now: Instant) {
+        let mut addresses = self.addresses.write().unwrap_or_else(PoisonError::into_inner);
+        let mut policies = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+        for (contents, delta) in [(&mut addresses, update.addresses), (&mut policies, update.policies)] {
+            if !delta.is_empty() {
+                contents.apply(delta, now);
+            }
         }
-        let mut contents = self.contents.write().unwrap_or_else(PoisonError::into_inner);
-        contents.apply(delta, now);
-        let revision = contents.revision;
-        drop(contents);
-        self.revision.send_replace(revision);
+        let revisions = Revisions { addresses: addresses.revision, policies: policies.revision };
+        drop((addresses, policies));
+        self.revisions.send_if_modified(|known| {
+            let more = known.addresses != revisions.addresses || known.policies != revisions.policies;
+            *known = revisions;
+            more
+        });
     }
 
+    /// Services and workloads. To read policies with them, lock these first.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Contents> {
-        self.contents.read().unwrap_or_else(PoisonError::into_inner)
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Revision> {
-        self.revision.subscribe()
+    pub(crate) fn policies(&self) -> RwLockReadGuard<'_, Contents> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Revisions> {
+        self.revisions.subscribe()
     }
 }
 
@@ -238,6 +276,7 @@ pub(crate) mod tests {
             version,
             bytes: bytes::Bytes::from_static(b"x"),
             placement: None,
+            wide: false,
         }
     }
 

@@ -12,7 +12,7 @@ pub struct Config {
     /// Directory of manifests (*.yaml, *.yml, *.json), read with all directories below it and watched.
     #[arg(long, env = "MESH_MANIFESTS", value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Directory for what outlives the control plane: the last good content of each manifest.
+    /// Directory for what outlives the control plane: the last good content of each manifest, and which nodes have joined.
     #[arg(long, env = "MESH_STATE_DIR", default_value = "/var/lib/mesh-control", value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Where agents subscribe and get certificates (gRPC over TLS).
@@ -37,6 +37,9 @@ pub struct Config {
     /// First part of every identity.
     #[arg(long, env = "MESH_TRUST_DOMAIN", default_value = "cluster.local", value_name = "NAME")]
     pub trust_domain: String,
+    /// Policies in this namespace hold for the whole mesh.
+    #[arg(long, env = "MESH_ROOT_NAMESPACE", default_value = "mesh-system", value_name = "NAME")]
+    pub root_namespace: String,
     /// How long certificates live: by default and at most.
     #[arg(long, env = "MESH_CERTIFICATE_LIFETIME", default_value = "24h", value_parser = duration::parse, value_name = "TIME")]
     pub certificate_lifetime: Duration,
@@ -79,6 +82,7 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             ca_dir: state.join("ca"),
             trust_domain: "cluster.local".to_owned(),
+            root_namespace: "mesh-system".to_owned(),
             certificate_lifetime: Duration::from_secs(86_400),
             crl: None,
             tls_name: Vec::new(),

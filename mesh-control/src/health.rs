@@ -87,6 +87,7 @@ impl Health {
         let as_gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.metrics.services.set(as_gauge(services));
         self.metrics.workloads.set(as_gauge(workloads));
+        self.metrics.policies.set(as_gauge(self.catalog.policies().policies()));
         self.metrics.revision.set(as_gauge(contents.revision()));
         self.metrics.agents.set(as_gauge(agents as u64));
         self.metrics.max_lag.set(as_gauge(lag));

@@ -1,10 +1,13 @@
 //! From objects to the resources that agents are served. Pure, and incremental: a change marks what it touches, and only
 //! that is computed again.
 
+mod authorization;
 mod claims;
 mod encode;
 mod inputs;
+mod joined;
 mod member;
+mod peers;
 mod queue;
 mod selection;
 mod service;
@@ -18,6 +21,7 @@ use std::{
 
 pub(crate) use encode::{Body, Placement, Resource};
 use inputs::Inputs;
+pub(crate) use joined::Joined;
 
 use self::{claims::Claims, queue::Queue};
 use crate::{
@@ -34,6 +38,8 @@ pub(crate) struct Mesh {
     pub(crate) cluster_id: String,
     pub(crate) cluster_domain: String,
     pub(crate) trust_domain: String,
+    /// Policies in it hold for the whole mesh.
+    pub(crate) root_namespace: String,
 }
 
 /// The object that a service comes from.
@@ -75,6 +81,30 @@ pub(crate) struct Problem {
 /// What agents must be told: resources that are new or different, and names that are gone (`None`).
 pub(crate) type Delta = BTreeMap<Name, Option<Resource>>;
 
+/// What a push tells: policies have names of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    pub(crate) addresses: Delta,
+    pub(crate) policies: Delta,
+}
+
+impl Update {
+    /// Number of changes.
+    pub(crate) fn len(&self) -> usize {
+        self.addresses.len() + self.policies.len()
+    }
+}
+
+/// The object that a policy on the wire comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Policy {
+    Authorization(NsName),
+    /// The modes of single ports.
+    Peers(NsName),
+    /// What workloads without plaintext name.
+    Strict,
+}
+
 /// An address that can have only one service.
 type Vip = (IpAddr, u16, Protocol);
 
@@ -84,6 +114,7 @@ pub(crate) struct Index {
     inputs: Inputs,
     services: Queue<Owner>,
     workloads: Queue<Origin>,
+    policies: Queue<Policy>,
     /// Who may use a service name.
     names: Claims<Name, Owner>,
     /// Which service may use an address.
@@ -91,9 +122,13 @@ pub(crate) struct Index {
     /// Names that an owner claims, each with the addresses that it claims.
     claimed: HashMap<Owner, BTreeMap<Name, Vec<Vip>>>,
     problems: BTreeMap<Owner, Vec<Problem>>,
-    /// What is in force: versions of all resources.
-    versions: HashMap<Name, u64>,
+    /// What is in force: versions of all services and workloads.
+    versions: Versions,
+    /// And those of all policies.
+    policy_versions: Versions,
 }
+
+type Versions = HashMap<Name, u64>;
 
 impl Index {
     pub(crate) fn new(mesh: Mesh) -> Self {
@@ -102,20 +137,26 @@ impl Index {
             inputs: Inputs::default(),
             services: Queue::default(),
             workloads: Queue::default(),
+            policies: Queue::default(),
             names: Claims::default(),
             vips: Claims::default(),
             claimed: HashMap::new(),
             problems: BTreeMap::new(),
-            versions: HashMap::new(),
+            versions: Versions::new(),
+            policy_versions: Versions::new(),
         }
     }
 
     /// Takes changes in, and returns what they change for agents.
-    pub(crate) fn apply(&mut self, changes: Vec<Change>) -> Delta {
+    pub(crate) fn apply(&mut self, changes: Vec<Change>) -> Update {
         for change in changes {
             self.take(change);
         }
-        let mut delta = Delta::new();
+        let (mut delta, mut policies) = (Delta::new(), Delta::new());
+        while let Some(policy) = self.policies.pop() {
+            let (name, resource) = self.policy(&policy);
+            publish(&mut self.policy_versions, name, resource, &mut policies);
+        }
         // Services first: a workload names only services that hold their name, and a service that gains or loses its
         // name marks its workloads.
         while let Some(owner) = self.services.pop() {
@@ -124,7 +165,18 @@ impl Index {
         while let Some(origin) = self.workloads.pop() {
             self.refresh_workload(&origin, &mut delta);
         }
-        delta
+        Update { addresses: delta, policies }
+    }
+
+    /// The policy on the wire, as its object now says.
+    fn policy(&self, policy: &Policy) -> (Name, Option<Resource>) {
+        let (name, content) = match policy {
+            Policy::Authorization(name) => (name.to_string(), self.authorization(name)),
+            Policy::Peers(name) => (peers::converted(name), self.port_policy(name)),
+            Policy::Strict => (self.strict_name(), self.strict_policy()),
+        };
+        let name: Name = name.into();
+        (Arc::clone(&name), content.map(|content| encode::policy(name, &content)))
     }
 
     /// Conflicts between objects.
@@ -132,18 +184,23 @@ impl Index {
         self.problems.values().flatten()
     }
 
-    /// Notes the resource that is now in force under a name; unchanged content is not passed on.
+    /// As [`publish`], for services and workloads.
     fn publish(&mut self, name: Name, resource: Option<Resource>, delta: &mut Delta) {
-        match resource {
-            Some(resource) if self.versions.get(&name) == Some(&resource.version) => {}
-            Some(resource) => {
-                self.versions.insert(Arc::clone(&name), resource.version);
-                delta.insert(name, Some(resource));
-            }
-            None => {
-                if self.versions.remove(&name).is_some() {
-                    delta.insert(name, None);
-                }
+        publish(&mut self.versions, name, resource, delta);
+    }
+}
+
+/// Notes the resource that is now in force under a name; unchanged content is not passed on.
+fn publish(versions: &mut Versions, name: Name, resource: Option<Resource>, delta: &mut Delta) {
+    match resource {
+        Some(resource) if versions.get(&name) == Some(&resource.version) => {}
+        Some(resource) => {
+            versions.insert(Arc::clone(&name), resource.version);
+            delta.insert(name, Some(resource));
+        }
+        None => {
+            if versions.remove(&name).is_some() {
+                delta.insert(name, None);
             }
         }
     }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `manifest`, `store`, `index`, `catalog`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
-//! around them are `source`, `last_good`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`.
+//! around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`.
 //! `pipeline` is the only writer of what is served, `keeper` of what callers are judged and certified by.
 
 mod app;
@@ -21,6 +21,7 @@ pub mod fuzzing;
 mod health;
 mod identity;
 mod index;
+mod joined;
 mod keeper;
 mod last_good;
 mod management;

@@ -8,18 +8,19 @@ use std::{
 use mesh_common::api::{
     istio::workload::Address,
     mesh::v1::{
-        ListRequest, StatusRequest, StatusResponse, list_request::Kind,
-        management_server::Management as Service,
+        ForgetNodeRequest, ForgetNodeResponse, ListRequest, StatusRequest, StatusResponse,
+        list_request::Kind, management_server::Management as Service,
     },
 };
 use prost::Message as _;
+use tokio::sync::oneshot;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     catalog::{Catalog, Served},
     index::Body,
-    pipeline::Report,
+    pipeline::{Joining, Order, Report},
     xds::Agents,
 };
 
@@ -29,6 +30,7 @@ pub(crate) struct Management {
     pub(crate) agents: Arc<Agents>,
     pub(crate) report: Arc<Report>,
     pub(crate) started: Instant,
+    pub(crate) joining: Joining,
 }
 
 #[tonic::async_trait]
@@ -68,5 +70,26 @@ impl Service for Management {
             agents: self.agents.status(&contents, Instant::now()),
             uptime_seconds: self.started.elapsed().as_secs(),
         }))
+    }
+
+    async fn forget_node(
+        &self,
+        request: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let node = request.into_inner().node;
+        if self.agents.is_connected(&node) {
+            return Err(Status::failed_precondition(format!(
+                "the agent of {node} is connected: stop it first"
+            )));
+        }
+        let (done, answer) = oneshot::channel();
+        let order = Order::Forget { node: node.as_str().into(), done };
+        let gone = |_| Status::unavailable("the control plane stops");
+        self.joining.orders.send(order).await.map_err(gone)?;
+        match answer.await {
+            Ok(true) => Ok(Response::new(ForgetNodeResponse {})),
+            Ok(false) => Err(Status::not_found(format!("no agent of {node:?} has joined"))),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
     }
 }

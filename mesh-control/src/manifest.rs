@@ -4,6 +4,7 @@
 //! away. A kind that is not known here (a Deployment, say) is skipped with a note, since manifests are commonly kept
 //! together with such.
 
+mod authorization;
 mod check;
 mod document;
 mod endpoint_slice;
@@ -11,21 +12,28 @@ mod entry;
 mod invalid;
 mod meta;
 mod object;
+mod peer_authentication;
 mod pod;
 mod policy;
+mod selector;
 mod service;
 mod value;
 
+pub(crate) use authorization::{
+    Account, Action, AuthorizationPolicy, Block, Operation, Pattern, Port, Rule, Source, Test,
+};
+pub(crate) use check::is_label;
 pub(crate) use document::{Cache, parse_with};
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
 pub(crate) use entry::{Resolution, ServiceEntry, WorkloadEntry, WorkloadSpec, locality};
 pub use invalid::Invalid;
 pub(crate) use meta::{Meta, NsName};
 pub(crate) use object::{Key, Kind, Object, UnknownKind};
+pub(crate) use peer_authentication::{PeerAuthentication, PeerMode};
 pub(crate) use pod::{Node, Pod};
 pub(crate) use policy::{Balancer, TrafficPolicy};
 pub(crate) use service::{IpFamily, Service, ServicePort, TrafficDistribution};
-pub(crate) use value::{Protocol, TargetPort};
+pub(crate) use value::{Labels, Protocol, TargetPort};
 
 /// What a file of manifests holds.
 #[derive(Debug, Default)]

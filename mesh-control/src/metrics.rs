@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) keep_failures: IntCounter,
     pub(crate) services: IntGauge,
     pub(crate) workloads: IntGauge,
+    pub(crate) policies: IntGauge,
     pub(crate) revision: IntGauge,
     pub(crate) agents: IntGauge,
     pub(crate) max_lag: IntGauge,
@@ -67,6 +68,7 @@ impl Metrics {
             )?,
             services: gauge("services", "Services served")?,
             workloads: gauge("workloads", "Workloads served")?,
+            policies: gauge("policies", "Policies served")?,
             revision: gauge("revision", "Changes of resources since the start")?,
             agents: gauge("agents_connected", "Connected agents")?,
             max_lag: gauge(

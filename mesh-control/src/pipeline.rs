@@ -6,26 +6,57 @@ use std::{
 };
 
 use mesh_common::api::mesh::v1::FileError;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use crate::{
     catalog::Catalog,
-    index::{Index, Mesh},
+    index::{Index, Joined, Mesh},
+    joined::Kept,
     last_good::LastGood,
+    manifest::Kind,
     metrics::Metrics,
     source::Batch,
-    store::{Applied, Store},
+    store::{Applied, Change, Store},
+    xds::Agents,
 };
+
+/// Nodes that may have joined: a token for any node must not fill the memory.
+const MAX_NODES: usize = 65_536;
 
 /// What is wrong with the manifests, for whoever asks.
 pub(crate) type Report = RwLock<Arc<Vec<FileError>>>;
 
+/// What the pipeline is told beside manifests.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// An agent has come for a node.
+    Join { node: Arc<str>, done: oneshot::Sender<()> },
+    /// The node's agent will not come back; answered with whether one had come.
+    Forget { node: Arc<str>, done: oneshot::Sender<bool> },
+}
+
+/// How to tell it, and what came of it.
+#[derive(Clone)]
+pub(crate) struct Joining {
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) joined: watch::Receiver<Arc<Joined>>,
+}
+
+/// What the pipeline keeps between starts.
+pub(crate) struct State {
+    pub(crate) last_good: LastGood,
+    pub(crate) joined: Kept,
+}
+
 /// Everything between a source and the subscribers.
 pub(crate) struct Pipeline {
     store: Store,
-    last_good: LastGood,
+    state: State,
     index: Index,
     catalog: Arc<Catalog>,
+    agents: Arc<Agents>,
+    joined: watch::Sender<Arc<Joined>>,
     report: Arc<Report>,
     metrics: Arc<Metrics>,
 }
@@ -33,12 +64,18 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     pub(crate) fn new(
         mesh: Mesh,
-        last_good: LastGood,
-        catalog: Arc<Catalog>,
+        state: State,
+        (catalog, agents): (Arc<Catalog>, Arc<Agents>),
         report: Arc<Report>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { store: Store::default(), last_good, index: Index::new(mesh), catalog, report, metrics }
+        let (store, index, joined) = (Store::default(), Index::new(mesh), watch::Sender::default());
+        Self { store, state, index, catalog, agents, joined, report, metrics }
+    }
+
+    /// The nodes whose agent has joined.
+    pub(crate) fn joined(&self) -> watch::Receiver<Arc<Joined>> {
+        self.joined.subscribe()
     }
 
     /// Takes the first reading of all manifests in, after what those that are not good now held before.
@@ -46,10 +83,72 @@ impl Pipeline {
     /// # Errors
     /// When that cannot be read: starting without it might withdraw what is in force.
     pub(crate) fn start(&mut self, first: Batch) -> std::io::Result<()> {
-        let earlier = self.last_good.before(&first)?;
+        self.index.remember(self.state.joined.load()?);
+        let earlier = self.state.last_good.before(&first)?;
         self.apply(earlier);
         self.apply(first);
+        self.index.forget_deleted();
+        self.publish(Vec::new());
         Ok(())
+    }
+
+    /// Does what it is told.
+    pub(crate) fn obey(&mut self, order: Order) {
+        match order {
+            Order::Join { node, done } => {
+                if self.index.joined().len() >= MAX_NODES {
+                    warn!(%node, "no more than {MAX_NODES} nodes can join");
+                } else if self.index.join(&node) {
+                    info!(%node, "node joined");
+                    self.publish(Vec::new());
+                }
+                // The stream may have ended meanwhile.
+                done.send(()).ok();
+            }
+            Order::Forget { node, done } => {
+                let known = self.index.forget(&node);
+                if known {
+                    info!(%node, "node forgotten");
+                    self.publish(Vec::new());
+                }
+                done.send(known).ok();
+            }
+        }
+    }
+
+    /// Publishes what changes lead to; returns to how many resources.
+    fn publish(&mut self, changes: Vec<Change>) -> usize {
+        // A Node resource that moves from file to file is deleted and made again, while its agent stays.
+        let made = changes
+            .iter()
+            .filter(|change| change.before.is_none())
+            .filter_map(|change| change.after.as_ref());
+        let made = made.filter(|object| object.kind() == Kind::Node).map(|object| object.meta().name.clone());
+        let back: Vec<_> = made.filter(|node| self.agents.is_connected(node)).collect();
+        let update = self.index.apply(changes);
+        let mut resources = update.len();
+        let mut again = false;
+        for node in back {
+            again |= self.index.join(&node);
+        }
+        // Before peers rely on it: what is forgotten by a restart would have them fall back to plaintext.
+        let joined = Arc::new(self.index.joined().clone());
+        let moved = *self.joined.borrow() != joined;
+        if moved && let Err(error) = self.state.joined.keep(&joined) {
+            self.metrics.keep_failures.inc();
+            warn!(%error, "the list of nodes that have joined is not kept for the next start");
+        }
+        let now = Instant::now();
+        self.catalog.publish(update, now);
+        if again {
+            let update = self.index.apply(Vec::new());
+            resources += update.len();
+            self.catalog.publish(update, now);
+        }
+        if moved {
+            self.joined.send_replace(joined);
+        }
+        resources
     }
 
     /// Takes a batch of files in and publishes what it changes. Blocks, for a large batch for seconds.
@@ -62,9 +161,7 @@ impl Pipeline {
         self.metrics.files_read.inc_by(files as u64);
         let Applied { changes, good, gone } = self.store.apply(batch);
         let objects = changes.len();
-        let delta = self.index.apply(changes);
-        let resources = delta.len();
-        self.catalog.publish(delta, Instant::now());
+        let resources = self.publish(changes);
         self.metrics.update_seconds.observe(start.elapsed().as_secs_f64());
         info!(
             files,
@@ -74,8 +171,8 @@ impl Pipeline {
             "manifests taken in"
         );
         self.tell();
-        let kept = good.iter().map(|(path, text)| (path, self.last_good.keep(path, text)));
-        for (path, outcome) in kept.chain(gone.iter().map(|path| (path, self.last_good.forget(path)))) {
+        let kept = good.iter().map(|(path, text)| (path, self.state.last_good.keep(path, text)));
+        for (path, outcome) in kept.chain(gone.iter().map(|path| (path, self.state.last_good.forget(path)))) {
             if let Err(error) = outcome {
                 self.metrics.keep_failures.inc();
                 warn!(file = %path.display(), %error, "the manifest's copy for the next start is not what is in force");

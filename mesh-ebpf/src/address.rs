@@ -55,3 +55,28 @@ impl Family {
         }
     }
 }
+
+/// The address of four words of a context.
+///
+/// # Safety
+///
+/// Four readable words of a valid context.
+#[inline(always)]
+pub(crate) unsafe fn words(at: *const u32) -> Address {
+    // SAFETY: the caller's promise. One word at a time, as the verifier wants it.
+    unsafe {
+        Address::from_words([
+            at.read_volatile(),
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+        ])
+    }
+}
+
+/// The address of either family. Both are read before: the compiler would merge reads that exclude each other into one of a context pointer
+/// that it has moved.
+#[inline(always)]
+pub(crate) fn pick(v4: bool, four: u32, six: Address) -> Address {
+    if v4 { Address::from_v4_word(four) } else { six }
+}

@@ -212,7 +212,7 @@ fn remember(ctx: &SockAddrContext, header: &Header, choice: &Choice) {
 
 /// The client, as affinity means it: what has one address. Known before the socket has any.
 #[inline(always)]
-fn client(ctx: &SockAddrContext) -> u64 {
+pub(crate) fn client(ctx: &SockAddrContext) -> u64 {
     // SAFETY: a valid context.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }

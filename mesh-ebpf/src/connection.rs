@@ -1,18 +1,30 @@
 //! `sockops`: follows the TCP connections that workloads open: established, failed, closed.
 //!
-//! Asks for state changes when the connection starts, and hears nothing of the segments in between.
+//! Asks for state changes when the connection starts, and hears nothing of the segments in between. Before the first of them leaves, it
+//! notes for whoever accepts the connection, the node proxy or a workload of this node, what only its maker knows.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
+    helpers::bpf_get_netns_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::abi::{Counters, Outcome, Reason, Socket};
+use mesh_common::abi::{
+    Caller, CallerKey, Counters, Endpoint, Original, OriginalKey, Outcome, Reason, Socket,
+};
 
-use crate::{atomic, balance, count, maps::LOADS, socket};
+use crate::{
+    address::{pick, words},
+    atomic, balance, count,
+    maps::{CALLERS, LOADS, ORIGINALS},
+    socket,
+};
+
+const AF_INET6: u32 = 10;
 
 const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
@@ -37,21 +49,87 @@ pub fn connection(ctx: SockOpsContext) -> u32 {
 /// The record of a socket that `connect` led to a backend.
 #[inline(always)]
 fn record(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
+    noted(ctx).filter(|socket| socket.started_nanoseconds != 0)
+}
+
+/// The record of a socket.
+#[inline(always)]
+fn noted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     // SAFETY: a readable field of a valid context.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     if sk.is_null() {
         return None;
     }
-    let socket = socket::get(sk.cast())?;
-    (socket.started_nanoseconds != 0).then_some(socket)
+    socket::get(sk.cast())
 }
 
 #[inline(always)]
 fn watch(ctx: &SockOpsContext) {
-    if record(ctx).is_some()
+    let Some(socket) = noted(ctx) else { return };
+    if socket.started_nanoseconds != 0
         && ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err()
     {
         count::reason(Reason::NoSocketStorage);
+    }
+    if socket.flags & Socket::PROXIED != 0 {
+        tell_proxy(ctx, socket);
+    } else if socket.flags & Socket::CALLER != 0 {
+        let key = CallerKey { source: local(ctx), destination: remote(ctx) };
+        if CALLERS.insert(&key, &Caller { workload: socket.workload }, u64::from(BPF_ANY)).is_err() {
+            count::reason(Reason::CallersLost);
+        }
+    }
+}
+
+/// Where the application meant to connect.
+#[inline(always)]
+fn tell_proxy(ctx: &SockOpsContext, socket: &Socket) {
+    let chosen = if socket.service == 0 {
+        socket.dialled
+    } else {
+        // A slot rests before it is given to another: only a connection of more than a second ago finds nothing here.
+        balance::still(socket.service, socket.backend, socket.incarnation).unwrap_or_default()
+    };
+    // SAFETY: takes a valid context, gives a number.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let key = OriginalKey { netns, source: local(ctx), zero: 0 };
+    let value = Original {
+        workload: socket.workload,
+        dialled: socket.dialled,
+        chosen,
+        service: socket.service,
+        zero: 0,
+    };
+    if ORIGINALS.insert(&key, &value, u64::from(BPF_ANY)).is_err() {
+        count::reason(Reason::OriginalLost);
+    }
+}
+
+/// Our end of the connection.
+#[inline(always)]
+fn local(ctx: &SockOpsContext) -> Endpoint {
+    let ops = ctx.ops;
+    // SAFETY: readable fields of a valid context, here and below. This port is in host order.
+    unsafe {
+        let port = (&raw const (*ops).local_port).read_volatile() as u16;
+        let six = words((&raw const (*ops).local_ip6).cast());
+        let four = (&raw const (*ops).local_ip4).read_volatile();
+        let address = pick(ctx.family() != AF_INET6, four, six);
+        Endpoint::new(address, port)
+    }
+}
+
+/// The other end.
+#[inline(always)]
+fn remote(ctx: &SockOpsContext) -> Endpoint {
+    let ops = ctx.ops;
+    // SAFETY: as above. This port is the upper half of the word, in network order.
+    unsafe {
+        let port = (&raw const (*ops).remote_port).read_volatile();
+        let six = words((&raw const (*ops).remote_ip6).cast());
+        let four = (&raw const (*ops).remote_ip4).read_volatile();
+        let address = pick(ctx.family() != AF_INET6, four, six);
+        Endpoint::from_wire(address, (port >> 16) as u16)
     }
 }
 

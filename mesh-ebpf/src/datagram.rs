@@ -97,7 +97,7 @@ fn send(ctx: &SockAddrContext, family: Family) -> Action {
         }
         Err(miss @ Miss::NotService) => Action::Passed(miss.reason()),
         Err(miss @ (Miss::NoBackends(_) | Miss::Stale | Miss::Broken(_))) => {
-            Action::Refused(refuse::counted(ctx, miss))
+            Action::Refused(refuse::counted(ctx, miss.service(), miss.reason()))
         }
     }
 }

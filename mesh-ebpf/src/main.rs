@@ -1,7 +1,7 @@
 //! The kernel programs of the mesh: one file per hook, read in the order in which a connection meets them.
 //!
 //! Each hook turns a `Result` into the kernel's verdict in one exhaustive match, so that a new outcome cannot compile
-//! without an answer. Shared steps are in `address`, `atomic`, `balance`, `count`, `maps`, `refuse` and `socket`; the decisions
+//! without an answer. Shared steps are in `address`, `atomic`, `balance`, `count`, `maps`, `policy`, `refuse` and `socket`; the decisions
 //! among them that need no kernel are in `mesh_common::abi`, tested on the host.
 #![no_std]
 #![no_main]
@@ -13,6 +13,7 @@ mod atomic;
 mod balance;
 mod count;
 mod maps;
+mod policy;
 mod refuse;
 mod socket;
 
@@ -25,6 +26,8 @@ mod datagram;
 mod peername;
 
 mod connection;
+
+mod inbound;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -5,11 +5,12 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use mesh_common::abi::{
-    Affinity, AffinityKey, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load, Page, Pointer,
-    Reason, ServiceKey, Socket, SourceKey, WorkloadIdentity,
+    Address, Affinity, AffinityKey, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Endpoint,
+    FlowKey, FlowValue, Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Proxy, Reason,
+    ServiceKey, Socket, SourceKey, Verdict, VerdictKey, WorkloadIdentity,
 };
 
 /// Overwritten by the loader.
@@ -39,6 +40,25 @@ pub(crate) static COUNTERS: PerCpuHashMap<CounterKey, Counters> =
     PerCpuHashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+/// Not preallocated, like the other maps that the agent fills according to what the mesh holds.
+#[map]
+pub(crate) static PEERS: HashMap<Address, Peer> = HashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static PROXIES: HashMap<u64, Proxy> = HashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static NODE: Array<Node> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static ORIGINALS: LruHashMap<OriginalKey, Original> = LruHashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static CALLERS: LruHashMap<CallerKey, Caller> = LruHashMap::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static CLIENTS: HashMap<ClientKey, Endpoint> = HashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> = HashMap::with_max_entries(SIZE, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static PLAIN_VERDICTS: LpmTrie<PlainKey, Verdict> = LpmTrie::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static DENIALS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 
 /// Declared by hand, since aya-ebpf's `SkStorage` takes no socket of `sock_create` and sockops.
 #[repr(C)]

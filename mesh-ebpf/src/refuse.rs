@@ -4,24 +4,24 @@ use aya_ebpf::{helpers::bpf_set_retval, programs::SockAddrContext};
 use aya_log_ebpf::debug;
 use mesh_common::abi::{CounterKey, Outcome, Reason};
 
-use crate::{balance::Miss, count, socket};
+use crate::{count, socket};
 
 const ECONNREFUSED: i32 = 111;
 
 /// Counts a refusal under the caller's workload. The socket's own record stays: a UDP socket that is connected elsewhere
 /// still is.
 #[inline(always)]
-pub(crate) fn counted(ctx: &SockAddrContext, miss: Miss) -> Reason {
+pub(crate) fn counted(ctx: &SockAddrContext, service: u32, reason: Reason) -> Reason {
     if let Some(socket) = socket::of_or_new(ctx) {
         let key = CounterKey {
             source: socket.workload,
-            service: miss.service(),
+            service,
             outcome: Outcome::Refused as u32,
             ..CounterKey::default()
         };
         count::key(&key, &count::ATTEMPT);
     }
-    miss.reason()
+    reason
 }
 
 /// The verdict that refuses.

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use mesh_harness::process::Process;
-use mesh_harness::{Agent, AgentOptions, Cluster, Control, Node, Pod, Service, peer};
+use mesh_harness::{Agent, AgentOptions, Cluster, Control, Node, Pod, Service, peer, until};
 
 /// A cluster with a control plane and an agent on every node. Fields go in order, agents before the cluster.
 #[derive(Debug)]
@@ -40,6 +41,18 @@ impl Mesh {
         self.cluster.manifests().put_pods([&*pod])?;
         self.agents[node].wait_for_workloads(&[name])?;
         Ok(pod)
+    }
+
+    /// Waits until connections from `client`, a pod on node number `node`, to `to` are carried under mutual TLS.
+    pub fn wait_until_carried(&self, node: usize, client: &Pod, to: &SocketAddr) -> anyhow::Result<()> {
+        self.agents[node].wait_for_proxies(&[&client.name])?;
+        until(&format!("{} reaches {to} under mutual TLS", client.name), Duration::from_secs(20), || {
+            let before = self.agents[node].reason("proxied")?;
+            let seen = peer::connect(client, to).count(1).run()?;
+            anyhow::ensure!(self.agents[node].reason("proxied")? > before, "it went direct: {seen:?}");
+            anyhow::ensure!(seen.failed.is_empty(), "{seen:?}");
+            Ok(())
+        })
     }
 
     /// Pods with a TCP server on port 8080 that answers with the pod's name.

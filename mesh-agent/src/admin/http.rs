@@ -115,6 +115,7 @@ async fn answer(surface: Surface, method: &Method, path: &str, owner: &Owner) ->
         (Surface::Admin, "/workloads") => json(ask(owner, AdminRequest::Workloads).await),
         (Surface::Admin, "/stats") => json(ask(owner, AdminRequest::Stats).await),
         (Surface::Admin, "/certificates") => json(ask(owner, AdminRequest::Certificates).await),
+        (Surface::Admin, "/denials") => json(ask(owner, AdminRequest::Denials).await),
         (_, "/metrics") => match ask(owner, AdminRequest::Metrics).await {
             Ok(view) => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&view)),
             Err(stuck) => stuck.reply(),
@@ -130,8 +131,8 @@ async fn answer(surface: Surface, method: &Method, path: &str, owner: &Owner) ->
         },
         (Surface::Admin, _) => text(
             StatusCode::NOT_FOUND,
-            "there are /status, /services, /workloads, /stats, /certificates, /metrics, /healthz/live and \
-             /healthz/ready\n",
+            "there are /status, /services, /workloads, /stats, /certificates, /denials, /metrics, \
+             /healthz/live and /healthz/ready\n",
         ),
         (Surface::Metrics, _) => {
             text(StatusCode::NOT_FOUND, "there are /metrics, /healthz/live and /healthz/ready\n")

@@ -12,6 +12,7 @@ pub use http::{serve_admin, serve_metrics};
 pub use socket::bind;
 
 use crate::metrics;
+use crate::policy::DenialsView;
 
 /// A question to the owner of the state, with where the answer goes.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub enum AdminRequest {
     Stats(oneshot::Sender<view::Stats>),
     /// The certificates of this node and its workloads.
     Certificates(oneshot::Sender<Vec<view::Certificate>>),
+    /// What policy refused.
+    Denials(oneshot::Sender<DenialsView>),
     /// The figures of a scrape.
     Metrics(oneshot::Sender<metrics::View>),
     /// Whether a snapshot (from the control plane or the disk) is in force and certificates are there; why not, otherwise.

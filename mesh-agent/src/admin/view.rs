@@ -197,6 +197,9 @@ pub struct Workload {
     pub service_account: String,
     /// Its cgroups on this node; none yet, if only announced.
     pub cgroups: Vec<Cgroup>,
+    /// How far the proxy is that carries its connections to other nodes, and theirs to it; empty: it has none.
+    #[serde(default)]
+    pub proxy: String,
 }
 
 /// A cgroup of a workload.

@@ -3,6 +3,8 @@
 mod certificates;
 mod memory;
 mod owner;
+mod pods;
+mod proxies;
 mod saving;
 mod views;
 
@@ -21,10 +23,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use self::owner::Owner;
+use self::proxies::Proxies;
 use crate::config::{Config, KernelLog, LogFormat, RunArgs, UninstallArgs};
 use crate::datapath::{Datapath, pins};
 use crate::identity::access::Access;
 use crate::identity::{self, Announced, Store};
+use crate::pods::mesh::Mesh;
+use crate::policy::Policies;
 use crate::snapshot::{Interner, disk};
 use crate::workloads::watch;
 use crate::xds::{self, XdsEvent};
@@ -100,7 +105,10 @@ async fn serve(config: Config) -> Result<()> {
         Some(_) => Announced::new(&config.node.name, wanted.clone(), report.subscribe()),
         None => Announced::without_authority(&config.node.name),
     };
-    let mut owner = Owner::new(datapath, &config.node, identities);
+    let policies = Policies::new(&config.node.name, config.datapath.sizes.verdicts as usize);
+    let mesh = Arc::new(Mesh::new(config.proxy.endpoint_grace, |workload| workload.meshed));
+    let mut owner = Owner::new(datapath, &config.node, identities, policies, mesh);
+    owner.adopt_policies().context("reading the verdicts of policy")?;
     let mut interner = Interner::new(&config.node.name);
     match disk::load(&config.state_dir, &mut interner) {
         Ok(Some(saved)) => owner.restore(saved, Instant::now()),
@@ -141,11 +149,13 @@ async fn serve(config: Config) -> Result<()> {
             });
         }
     }
+    let mut proxies = Proxies::start(&mut owner, &config, certificates, &mut tasks)?;
     let (asking, mut questions) = mpsc::channel(16);
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
-    let view = views::Context { config: config.clone(), watch: watched.stats, servers };
+    let figures = proxies.figures();
+    let view = views::Context { config: config.clone(), watch: watched.stats, servers, proxies: figures };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut housekeeping = interval(HOUSEKEEPING);
@@ -156,6 +166,7 @@ async fn serve(config: Config) -> Result<()> {
     let (counted_events, mut counted) = mpsc::channel(1);
     let (saved_events, mut saved) = mpsc::channel::<saving::Saved>(1);
     loop {
+        proxies.sync(&mut owner);
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -165,6 +176,7 @@ async fn serve(config: Config) -> Result<()> {
                 None => bail!("the watch of the cgroup tree ended; the kernel programs stay in force"),
             },
             Some(event) = updates.recv() => hear(&mut owner, event),
+            heard = proxies.next() => owner.heard(heard),
             Some(done) = tasks.join_next() => match done {
                 Ok(()) => bail!("a part of the agent ended; the kernel programs stay in force"),
                 Err(error) => bail!("a part of the agent failed; the kernel programs stay in force: {error}"),
@@ -201,6 +213,7 @@ async fn serve(config: Config) -> Result<()> {
             Some(question) = questions.recv() => views::answer(&mut owner, &view, question),
         }
     }
+    proxies.stop(config.proxy.drain_timeout).await;
     if pace.is_running() && saved.recv().await.is_some_and(|outcome| !outcome.ok) {
         owner.not_saved();
     }
@@ -215,7 +228,7 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
     match event {
         XdsEvent::Versions { reply } => {
             // The client may have gone meanwhile; it asks again.
-            let _gone = reply.send(owner.snapshot.versions());
+            let _gone = reply.send(owner.versions());
         }
         XdsEvent::Connected => owner.connection = Ok(()),
         XdsEvent::Disconnected { reason } => owner.disconnected(reason),
@@ -227,6 +240,10 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
                 drop(tokio::task::spawn_blocking(memory::give_back));
             }
             let _gone = applied.send(refused);
+        }
+        XdsEvent::Policies { update, synced, applied } => {
+            owner.apply_policies(update, synced);
+            let _gone = applied.send(Vec::new());
         }
     }
 }

@@ -1,16 +1,22 @@
-//! The one owner of snapshot, enrolment and datapath: everything that changes them passes through here, one at a time.
+//! The one owner of snapshot, policies, enrolment and datapath: everything that changes them passes through here, one at a time.
+
+mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use mesh_common::abi::Proxy;
 use tracing::{info, warn};
 
 use crate::admin::view::Source;
 use crate::config::NodeConfig;
 use crate::datapath::Datapath;
 use crate::datapath::desired::{Vantage, frontends};
+use crate::datapath::passages::Heartbeat;
 use crate::identity::Announced;
+use crate::pods::mesh::Mesh;
+use crate::policy::{Denials, Policies};
 use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
@@ -20,6 +26,8 @@ pub(super) struct Owner {
     pub(super) datapath: Datapath,
     /// What the control plane said.
     pub(super) snapshot: Snapshot,
+    /// Who may connect to whom.
+    pub(super) policies: Policies,
     /// Which cgroups are which workloads.
     pub(super) enrollment: Enrollment,
     /// Which identities the workloads of this node have.
@@ -42,6 +50,18 @@ pub(super) struct Owner {
     waiting: BTreeMap<u64, Change>,
     /// Cgroups whose failed enrolment has been logged.
     complained: BTreeSet<u64>,
+    /// Workloads whose addresses the kernel does not have as it should.
+    unplaced: BTreeSet<Box<str>>,
+    /// What the proxies have for workloads, where the kernel does not have it as it should.
+    untold: BTreeMap<Arc<str>, Option<Proxy>>,
+    /// What the proxies are told of services and workloads.
+    pub(super) mesh: Arc<Mesh>,
+    /// Told whether policies are in force.
+    pub(super) heartbeat: Option<Arc<Heartbeat>>,
+    /// What the proxies have for workloads was not yet asked for since it changed.
+    enrolled_changed: bool,
+    /// Connections that policy refused.
+    pub(super) denials: Denials,
     /// Services of which not all could be put in force before the control plane has said everything.
     held_back: BTreeSet<Arc<str>>,
     unsaved: bool,
@@ -49,7 +69,13 @@ pub(super) struct Owner {
 
 impl Owner {
     /// One that knows what the kernel holds and nothing else.
-    pub(super) fn new(datapath: Datapath, node: &NodeConfig, identities: Announced) -> Self {
+    pub(super) fn new(
+        datapath: Datapath,
+        node: &NodeConfig,
+        identities: Announced,
+        policies: Policies,
+        mesh: Arc<Mesh>,
+    ) -> Self {
         let locality = Locality {
             region: node.region.as_deref().unwrap_or_default().into(),
             zone: node.zone.as_deref().unwrap_or_default().into(),
@@ -64,6 +90,7 @@ impl Owner {
         Self {
             datapath,
             snapshot: Snapshot::new(),
+            policies,
             enrollment: Enrollment::new(&node.name),
             identities,
             source: Source::None,
@@ -76,17 +103,26 @@ impl Owner {
             fixed: node.clone(),
             waiting: BTreeMap::new(),
             complained: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
+            untold: BTreeMap::new(),
+            mesh,
+            heartbeat: None,
+            enrolled_changed: true,
+            denials: Denials::default(),
             held_back: BTreeSet::new(),
             unsaved: false,
         }
     }
 
     /// Takes what was saved. What the kernel holds already is newer or the same, and stays until the control plane speaks.
-    pub(super) fn restore(&mut self, saved: Held, now: Instant) {
+    pub(super) fn restore(&mut self, mut saved: Held, now: Instant) {
+        self.restore_policies(saved.take_policies());
         let changed = self.snapshot.restore(saved);
+        self.guard(&changed);
         self.source = Source::Disk;
         self.enroll_changed(&changed);
         self.look_around(&changed);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         // Where nothing was adopted there is nothing newer than what was saved, which was whole.
         let partial = self.datapath.ledger().entries() > 0;
         for service in &changed.services {
@@ -117,9 +153,11 @@ impl Owner {
             self.rejections += 1;
         }
         let changed = self.snapshot.apply(delta);
+        self.guard(&changed);
         self.unsaved |= !changed.is_empty();
         let mut refused = self.enroll_changed(&changed);
         let moved = self.look_around(&changed);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         let first = synced && self.source != Source::ControlPlane;
         // Before the first answer is whole, a service may lack backends that are still to come.
         let partial = !synced && self.source != Source::ControlPlane;
@@ -145,10 +183,11 @@ impl Owner {
             let snapshot = &self.snapshot;
             self.datapath.retain(|service| snapshot.service(service).is_some(), now);
             self.datapath.retain_enrolled();
+            self.drop_adopted();
             self.source = Source::ControlPlane;
             info!(
-                services = snapshot.service_count(),
-                workloads = snapshot.workload_count(),
+                services = self.snapshot.service_count(),
+                workloads = self.snapshot.workload_count(),
                 "synced with the control plane"
             );
         }
@@ -189,13 +228,20 @@ impl Owner {
         for (_, change) in std::mem::take(&mut self.waiting) {
             self.enroll(change);
         }
+        self.tend_policies(now);
+        self.mesh.tick(now);
+    }
+
+    /// Whether other workloads may be to have a proxy than when this was last asked.
+    pub(super) fn take_enrolled_changed(&mut self) -> bool {
+        std::mem::take(&mut self.enrolled_changed)
     }
 
     /// The snapshot to save, if it has changed since it was last asked for.
     pub(super) fn take_unsaved(&mut self) -> Option<Held> {
         // What came so far of a first answer is less than what is saved.
         (self.source == Source::ControlPlane && std::mem::take(&mut self.unsaved))
-            .then(|| self.snapshot.held())
+            .then(|| self.snapshot.held().with_policies(self.policies.held()))
     }
 
     /// Saving failed: try again.
@@ -228,6 +274,8 @@ impl Owner {
 
     fn enroll_changed(&mut self, changed: &Changed) -> Vec<Rejected> {
         let mut refused = Vec::new();
+        self.enrolled_changed |=
+            changed.workloads.iter().any(|workload| *workload.node == *self.vantage.node);
         for workload in &changed.workloads {
             let uid = workload.uid();
             let now = self.snapshot.workload(&uid).cloned();
@@ -247,6 +295,7 @@ impl Owner {
             Change::Add { cgroup, .. } | Change::Remove { cgroup } => *cgroup,
         };
         self.waiting.remove(&cgroup);
+        self.enrolled_changed = true;
         let reason = self.datapath.enroll(&change).err()?;
         if self.complained.insert(cgroup) {
             warn!(cgroup, reason, "a workload is not enrolled; it will be tried again");

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
 use tracing::warn;
 
-use super::certificates;
 use super::owner::Owner;
+use super::{certificates, pods};
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
@@ -17,6 +17,7 @@ use crate::datapath::show::{show_endpoint, unmap};
 use crate::identity::access::Access;
 use crate::identity::spiffe_of;
 use crate::metrics::{Connections, MapUse, Peer, View};
+use crate::pods::figures::{Figures, State};
 use crate::snapshot::Workload;
 use crate::workloads::watch::WatchStats;
 
@@ -28,6 +29,8 @@ pub(super) struct Context {
     pub(super) watch: Arc<WatchStats>,
     /// The servers of the control plane.
     pub(super) servers: Vec<Arc<Access>>,
+    /// What the proxies of this node's pods have done.
+    pub(super) proxies: Arc<Figures>,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
@@ -35,7 +38,8 @@ pub(super) fn answer(owner: &mut Owner, context: &Context, question: AdminReques
     match question {
         AdminRequest::Status(reply) => drop(reply.send(status(owner, context))),
         AdminRequest::Services(reply) => drop(reply.send(services(owner))),
-        AdminRequest::Workloads(reply) => drop(reply.send(workloads(owner))),
+        AdminRequest::Workloads(reply) => drop(reply.send(workloads(owner, &context.proxies))),
+        AdminRequest::Denials(reply) => drop(reply.send(owner.denials.view())),
         AdminRequest::Stats(reply) => drop(reply.send(stats(owner))),
         AdminRequest::Certificates(reply) => drop(reply.send(certificates::list(&owner.identities.report()))),
         AdminRequest::Metrics(reply) => drop(reply.send(metrics(owner, context))),
@@ -168,7 +172,8 @@ fn unread(key: &ServiceKey) -> view::Service {
     }
 }
 
-fn workloads(owner: &Owner) -> Vec<view::Workload> {
+fn workloads(owner: &Owner, proxies: &Figures) -> Vec<view::Workload> {
+    let states: BTreeMap<_, _> = proxies.pods().into_iter().map(|pod| (pod.uid, pod.state)).collect();
     let cgroup =
         |(id, path): (u64, std::path::PathBuf)| view::Cgroup { id, path: path.display().to_string() };
     let mut views: Vec<view::Workload> = owner
@@ -184,6 +189,7 @@ fn workloads(owner: &Owner) -> Vec<view::Workload> {
                 service_account: known.map(|w| w.account().service_account.to_string()).unwrap_or_default(),
                 uid: enrolled.uid.to_string(),
                 cgroups: enrolled.cgroups.into_iter().map(cgroup).collect(),
+                proxy: states.get(&enrolled.uid).map(State::to_string).unwrap_or_default(),
             }
         })
         .collect();
@@ -350,6 +356,7 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         snapshot_save_failures: owner.save_failures,
         refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
         certificates: certificates::figures(&owner.identities.report()),
+        proxy: pods::figures(&context.proxies),
     }
 }
 

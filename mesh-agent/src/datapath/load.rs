@@ -14,10 +14,11 @@ use mesh_common::abi::map;
 use tracing::{info, warn};
 
 use super::adopt::adopt;
+use super::guard::Guard;
 use super::maps::Maps;
 use super::migrate::{self, Former};
 use super::moves::{self, Move, Pinned};
-use super::object::{self, MapKind, MapSpec, PROGRAMS};
+use super::object::{self, INBOUND, MapKind, MapSpec, PROGRAMS};
 use super::pins::Pins;
 use super::sys;
 use crate::config::{DatapathConfig, KernelLog};
@@ -104,7 +105,8 @@ pub fn load(config: &DatapathConfig) -> Result<Loaded> {
 /// Two threads, since the verifier takes most of the time that an agent needs to start.
 fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
-    if let Some(missing) = PROGRAMS.iter().find(|wanted| !programs.iter().any(|(name, _)| name == *wanted)) {
+    let wanted = PROGRAMS.iter().chain(&[INBOUND]);
+    if let Some(missing) = wanted.copied().find(|wanted| !programs.iter().any(|(name, _)| name == wanted)) {
         bail!("the object has no program {missing}");
     }
     // Those of IPv4 and those of IPv6 are alike in size.
@@ -119,12 +121,13 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     })
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows 28 types of programs, this object has three")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows 28 types of programs, this object has four")]
 fn load_program(name: &str, program: &mut Program) -> Result<()> {
     match program {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         _ => bail!("program {name} is of a type that is not expected"),
     }
     .with_context(|| format!("the kernel refused program {name}"))
@@ -159,6 +162,13 @@ impl Loaded {
     /// Whether the map of backends was made now, and is empty.
     pub fn begins(&self) -> bool {
         self.begins
+    }
+
+    /// The program for the network namespaces of pods.
+    pub fn guard(&self) -> Result<Guard> {
+        let program =
+            self.ebpf.program(INBOUND).with_context(|| format!("the object has no program {INBOUND}"))?;
+        Guard::new(program.fd()?, &self.pins)
     }
 
     /// Where everything is pinned.
@@ -242,6 +252,9 @@ fn fits(pins: &Pins, moves: &[(MapSpec, Move)]) -> Result<()> {
         (map::SERVICES, "--max-services"),
         (map::WORKLOADS, "--max-workloads"),
         (map::COUNTERS, "--max-counters"),
+        (map::PEERS, "--max-peers"),
+        (map::VERDICTS, "--max-verdicts"),
+        (map::PLAIN_VERDICTS, "--max-verdicts"),
     ] {
         if let Some((spec, _)) = copied(name) {
             let count = migrate::count(&pins.map(name), spec)?;

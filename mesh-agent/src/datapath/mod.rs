@@ -6,6 +6,7 @@
 
 pub mod adopt;
 pub mod desired;
+pub mod guard;
 pub mod ledger;
 pub mod load;
 pub mod maglev;
@@ -13,6 +14,8 @@ pub mod maps;
 pub mod migrate;
 pub mod moves;
 pub mod object;
+pub mod passages;
+pub mod peers;
 pub mod pins;
 pub mod pool;
 pub mod show;
@@ -30,9 +33,12 @@ use mesh_common::abi::{CounterKey, Counters, Reason, ServiceKey, WorkloadIdentit
 use tracing::{error, info, warn};
 
 use self::desired::Frontend;
+use self::guard::Guard;
 use self::ledger::{Change, Ledger, Refusal};
 use self::load::{Attached, Loaded};
 use self::maps::Maps;
+use self::passages::{Heartbeat, Passages};
+use self::peers::Peers;
 use crate::config::{DatapathConfig, MapSizes};
 use crate::workloads;
 
@@ -44,6 +50,7 @@ const RETRIES: usize = 100;
 pub struct Datapath {
     loaded: Loaded,
     maps: Maps,
+    peers: Peers,
     ledger: Ledger,
     sizes: MapSizes,
     enrolled: HashMap<u64, Arc<str>>,
@@ -83,6 +90,7 @@ impl Datapath {
     pub fn prepare(config: &DatapathConfig) -> Result<Self> {
         let loaded = load::load(config)?;
         let maps = loaded.maps()?;
+        let peers = Peers::open(loaded.pins())?;
         let contents = maps.contents().context("reading the maps")?;
         let (ports, broken) = adopt::adopt(&contents);
         if !ports.is_empty() || !broken.is_empty() {
@@ -98,6 +106,7 @@ impl Datapath {
             found: found.collect(),
             loaded,
             maps,
+            peers,
             ledger,
             sizes: config.sizes,
             enrolled: HashMap::new(),
@@ -354,6 +363,35 @@ impl Datapath {
         &self.maps
     }
 
+    /// What the kernel knows of the workloads of the mesh, of this node's proxy and of policy.
+    pub fn peers(&mut self) -> &mut Peers {
+        &mut self.peers
+    }
+
+    /// For the proxy's tasks: the connections that they share with the kernel programs.
+    pub fn passages(&self) -> Result<Passages> {
+        Passages::open(self.loaded.pins())
+    }
+
+    /// For the proxy's tasks: the program of the network namespaces of pods.
+    pub fn guard(&self) -> Result<Guard> {
+        self.loaded.guard()
+    }
+
+    /// The heartbeat of the proxy, which is not alive before it beats. The calling thread must be in the node's own network namespace.
+    pub fn heartbeat(&self) -> Result<Heartbeat> {
+        let netns = sys::netns_cookie().context("asking for the cookie of the network namespace")?;
+        Heartbeat::open(self.loaded.pins(), netns)
+    }
+
+    /// Denials that the kernel programs tell of.
+    pub fn denials(&self) -> Result<aya::maps::RingBuf<aya::maps::MapData>> {
+        let path = self.loaded.pins().map(mesh_common::abi::map::DENIALS);
+        let data =
+            aya::maps::MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
+    }
+
     /// Services that are not in force as they should be, and why.
     pub fn refused(&self) -> &BTreeMap<Arc<str>, String> {
         &self.refused
@@ -394,6 +432,7 @@ impl Datapath {
         use mesh_common::abi::map;
         let (pages, backends) = self.ledger.in_use();
         let (affinity, flows) = self.filled;
+        let (peers, proxies, verdicts, plain) = self.peers.filled();
         let of = |name, entries, capacity| Fullness { name, entries, capacity };
         vec![
             of(map::SERVICES, self.ledger.entries(), self.sizes.services),
@@ -403,6 +442,10 @@ impl Datapath {
             of(map::AFFINITY, affinity, self.sizes.affinity),
             of(map::UDP_FLOWS, flows, self.sizes.udp_flows),
             of(map::COUNTERS, self.counters, self.sizes.counters),
+            of(map::PEERS, peers, self.sizes.peers),
+            of(map::PROXIES, proxies, self.sizes.workloads),
+            of(map::VERDICTS, verdicts, self.sizes.verdicts),
+            of(map::PLAIN_VERDICTS, plain, self.sizes.verdicts),
         ]
     }
 }

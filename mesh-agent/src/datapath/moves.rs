@@ -59,8 +59,10 @@ pub fn plan(pinned: &[(MapSpec, Pinned)]) -> Result<Vec<(MapSpec, Move)>, TooNew
             Pinned::Differs { alike: true, value } if value > spec.value => {
                 return Err(TooNew { map: spec.name, found: value, known: spec.value });
             }
-            // The records of open sockets cannot be listed.
-            Pinned::Differs { alike: true, value } if spec.kind != MapKind::SocketStorage => {
+            // The records of open sockets cannot be listed, and what is in a ring has been told or is lost.
+            Pinned::Differs { alike: true, value }
+                if !matches!(spec.kind, MapKind::SocketStorage | MapKind::RingBuffer) =>
+            {
                 Move::Copy { value }
             }
             Pinned::Differs { .. } => Move::Empty,

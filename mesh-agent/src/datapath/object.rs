@@ -113,3 +113,6 @@ pub const PROGRAMS: [&str; 10] = [
     "connect6",
     "tag",
 ];
+
+/// The program that runs in the network namespaces of pods, not on the cgroup.
+pub const INBOUND: &str = "inbound";

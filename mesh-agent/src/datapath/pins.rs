@@ -1,4 +1,4 @@
-//! What is pinned, and where: `PIN/maps/NAME` and `PIN/links/PROGRAM`.
+//! What is pinned, and where: `PIN/maps/NAME`, `PIN/links/PROGRAM` and, for the network namespaces of pods, `PIN/netns/COOKIE`.
 
 use std::fs;
 use std::io;
@@ -17,6 +17,7 @@ impl Pins {
         let pins = Self(pin_path.to_owned());
         fs::create_dir_all(pins.0.join("maps"))?;
         fs::create_dir_all(pins.0.join("links"))?;
+        fs::create_dir_all(pins.0.join("netns"))?;
         Ok(pins)
     }
 
@@ -28,6 +29,11 @@ impl Pins {
     /// Where a map is pinned until it takes the place of one of another layout. (bpffs refuses dots in names.)
     pub fn next_map(&self, name: &str) -> PathBuf {
         self.0.join("maps").join(format!("{name}_next"))
+    }
+
+    /// Where the links of network namespaces are pinned, each under its cookie.
+    pub fn namespaces(&self) -> PathBuf {
+        self.0.join("netns")
     }
 
     /// A link's pin.
@@ -56,10 +62,10 @@ pub fn idle(pin_path: &Path) -> io::Result<Option<fs::File>> {
 /// force. What is not there is no error.
 pub fn remove(pin_path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
-    for folder in ["links", "maps"] {
+    for folder in ["netns", "links", "maps"] {
         let folder = pin_path.join(folder);
         for entry in entries(&folder)? {
-            if folder.ends_with("links") {
+            if !folder.ends_with("maps") {
                 sys::detach(sys::object(&entry)?.as_fd())?;
             }
             fs::remove_file(&entry)?;
@@ -71,7 +77,7 @@ pub fn remove(pin_path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(folder) {
         Ok(list) => {
             let mut paths = list.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;

@@ -1,5 +1,5 @@
-//! The calls of bpf(2) that aya does not offer: replacing the program of a pinned link, ending a link, and copying maps whose types are not
-//! known at compile time.
+//! The calls of bpf(2) that aya does not offer: replacing the program of a pinned link, ending a link, attaching one program in many
+//! network namespaces, and copying maps whose types are not known at compile time. And the clock of the kernel programs.
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::CString;
@@ -11,8 +11,10 @@ use std::path::Path;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -28,6 +30,30 @@ pub(super) fn object(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjGet { pathname: path.as_ptr() as u64, fd: 0, flags: 0 };
     let fd = call(BPF_OBJ_GET, &attr)?;
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object at `path`.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = ObjGet { pathname: path.as_ptr() as u64, fd: raw(object), flags: 0 };
+    call(BPF_OBJ_PIN, &attr).map(|_| ())
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach: u32,
+    flags: u32,
+}
+
+/// Puts an `sk_lookup` program in force in a network namespace. Since Linux 5.9.
+pub(super) fn attach_lookup(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const BPF_SK_LOOKUP: u32 = 36;
+    let attr = LinkCreate { program: raw(program), target: raw(netns), attach: BPF_SK_LOOKUP, flags: 0 };
+    let fd = call(BPF_LINK_CREATE, &attr)?;
     // SAFETY: the kernel has just given this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -77,6 +103,42 @@ pub(super) fn cgroup_of(link: BorrowedFd<'_>) -> io::Result<u64> {
     let attr = Info { fd: raw(link), length: size_of::<LinkInfo>() as u32, info: (&raw mut info) as u64 };
     call(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
     Ok(info.cgroup)
+}
+
+/// Whether the network namespace that a link is attached to is still there.
+pub(super) fn has_netns(link: BorrowedFd<'_>) -> io::Result<bool> {
+    // Where a cgroup link has its id, these have the inode number of their namespace, in four bytes; 0 when that has gone.
+    Ok(cgroup_of(link)? as u32 != 0)
+}
+
+/// Cookie of the network namespace that the calling thread is in. Since Linux 5.14.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: an open socket, and a buffer of the length that is given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, which is the clock of `bpf_ktime_get_ns`.
+pub(super) fn monotonic_nanoseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer; the clock exists on every kernel.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    if result != 0 {
+        return 0;
+    }
+    now.tv_sec.unsigned_abs().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec.unsigned_abs())
 }
 
 #[repr(C)]

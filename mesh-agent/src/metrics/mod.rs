@@ -4,8 +4,10 @@
 //! a second place where they can be wrong. Names and labels are Istio's where they mean the same.
 
 mod family;
+mod proxy;
 mod view;
 
+pub use proxy::{Proxy, Side as ProxySide};
 pub use view::{Certificates, Connections, MapUse, Peer, View};
 
 use family::{Families, Kind};
@@ -35,6 +37,7 @@ pub fn render(view: &View) -> String {
     connections(&mut families, view);
     agent(&mut families, view);
     certificates(&mut families, &view.certificates);
+    proxy::proxy(&mut families, &view.proxy);
     families.text()
 }
 

@@ -1,6 +1,7 @@
 //! The loop that takes connections from a listener.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -51,11 +52,13 @@ pub(super) async fn serve<F>(
         }
     }
     drop(listener);
-    let ended = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
-        () = ended => {}
+        () = async { while connections.join_next().await.is_some() {} } => {}
         () = drain.reached(Phase::Over) => {}
     }
+    allowance.counts.stopped.fetch_add(connections.len() as u64, Relaxed);
+    // Whoever waits for this may count on their sockets being closed.
+    connections.shutdown().await;
 }
 
 /// What every socket of the proxy is: small writes go at once, dead peers are noticed.

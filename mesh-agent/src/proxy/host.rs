@@ -26,10 +26,28 @@ pub struct Endpoint {
     pub target: SocketAddr,
 }
 
+/// What an application of this node wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Original {
+    /// What it dialled.
+    pub dialled: SocketAddr,
+    /// The backend that was picked for it, or what it dialled; none: the backend has just gone.
+    pub chosen: Option<SocketAddr>,
+    /// Whether it dialled a service, so that another backend would do as well.
+    pub is_service: bool,
+}
+
+impl Original {
+    /// A destination that is no service.
+    pub fn to(destination: SocketAddr) -> Self {
+        Self { dialled: destination, chosen: Some(destination), is_service: false }
+    }
+}
+
 /// How a connection of a workload of this node goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// To one of these, in this order.
+    /// To one of these, in this order; then to [`Outward::others`].
     Tunnel {
         /// Candidates.
         endpoints: Vec<Endpoint>,
@@ -39,7 +57,7 @@ pub enum Route {
     /// As it is, without a tunnel: the destination is not meshed, and policy lets it be.
     Direct(SocketAddr),
     /// Not at all.
-    Refuse,
+    Refuse(Reason),
 }
 
 /// A connection of a workload of this node.
@@ -51,14 +69,21 @@ pub struct Dialled {
     pub destination: SocketAddr,
     /// Whom it got; none: without a tunnel, or not yet.
     pub endpoint: Option<Endpoint>,
+    /// Where it goes without a tunnel.
+    pub direct: Option<SocketAddr>,
 }
 
 /// What the outbound side of a pod asks.
 pub trait Outward: Send + Sync + 'static {
     /// Where the application meant to connect, by the two ends of its connection to the proxy.
-    fn destination(&self, application: SocketAddr, listener: SocketAddr) -> Option<SocketAddr>;
-    /// Where that goes.
-    fn route(&self, destination: SocketAddr) -> Route;
+    fn original(&self, application: SocketAddr, listener: SocketAddr) -> Option<Original>;
+    /// Where the connection of `application` goes.
+    fn route(&self, application: SocketAddr, original: &Original) -> Route;
+    /// Who else may be asked, when those of the route have failed.
+    fn others(&self, application: SocketAddr, original: &Original, failed: &[Endpoint]) -> Vec<Endpoint> {
+        let _none = (application, original, failed);
+        Vec::new()
+    }
     /// Whether a connection may still be: its endpoint has not gone, policy permits it. Asked when [`Outward::changed`] says so.
     fn still(&self, dialled: &Dialled) -> bool;
     /// A number that changes with each change of endpoints and of policy.
@@ -90,12 +115,29 @@ pub struct Denied {
     pub policy: String,
 }
 
+/// A connection to an application.
+pub struct Application {
+    /// What is known of it elsewhere. Dropped before the connection: after, its port may be another's.
+    pub guard: Option<Box<dyn Guard>>,
+    /// The connection.
+    pub tcp: TcpStream,
+}
+
+/// Something to be undone at the end of a connection.
+pub trait Guard: Send + Sync {}
+
+impl From<TcpStream> for Application {
+    fn from(tcp: TcpStream) -> Self {
+        Self { guard: None, tcp }
+    }
+}
+
 /// What the inbound side of a pod asks.
 pub trait Inward: Send + Sync + 'static {
     /// Whether policy lets it be. Asked when a connection comes and again when [`Inward::changed`] says so.
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
     /// A connection to the application, from within the pod's network namespace.
-    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<TcpStream>>;
+    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>>;
     /// A number that changes with each change of policy.
     fn changed(&self) -> watch::Receiver<u64>;
     /// Told once for each connection that ends or is refused.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use tracing::debug;
 use super::accept;
 use super::drain::{Drain, Phase};
 use super::hbone::{self, Incoming};
-use super::host::{Inward, Outcome, Wanted};
+use super::host::{Application, Inward, Outcome, Wanted};
 use super::limits::{Allowance, count};
 use super::relay::{self, Cut, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Message, Order, Reason, Request};
@@ -34,6 +35,8 @@ pub struct Inbound {
     pub host: Arc<dyn Inward>,
     /// What it may use.
     pub allowance: Arc<Allowance>,
+    /// What peers that speak HTTP/2 are told about the workload, for their telemetry.
+    pub baggage: Option<HeaderValue>,
 }
 
 /// Takes tunnels from `listener` (the pod's address, port 15008) until the drain is over.
@@ -161,14 +164,15 @@ async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Req
             return false;
         }
     };
-    if tunnel::send(tls, &Message::Accepted).await.is_err() {
+    if let Err(error) = tunnel::send(tls, &Message::Accepted).await {
+        inbound.host.finished(&wanted, &Outcome::Cut(Moved::default(), error.to_string()));
         return false;
     }
     let relayed = tokio::select! {
-        relayed = relay::relay(&application, tls, &inbound.allowance.budget) => Some(relayed),
+        relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget) => Some(relayed),
         () = revoked(inbound, &wanted, changed) => None,
     };
-    finish(inbound, &wanted, &application, relayed)
+    finish(inbound, &wanted, &application.tcp, relayed)
 }
 
 /// Streams of HTTP/2, many at a time.
@@ -224,12 +228,17 @@ async fn http2_stream(
             return drop(incoming.refuse(reason));
         }
     };
-    let Ok((send, receive)) = incoming.accept() else { return };
+    let (send, receive) = match incoming.accept(inbound.baggage.as_ref()) {
+        Ok(stream) => stream,
+        Err(error) => {
+            return inbound.host.finished(&wanted, &Outcome::Cut(Moved::default(), error.to_string()));
+        }
+    };
     let relayed = tokio::select! {
-        relayed = hbone::relay(&mut application, send, receive) => Some(relayed),
+        relayed = hbone::relay(&mut application.tcp, send, receive) => Some(relayed),
         () = revoked(inbound, &wanted, changed) => None,
     };
-    finish(inbound, &wanted, &application, relayed);
+    finish(inbound, &wanted, &application.tcp, relayed);
 }
 
 async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
@@ -243,10 +252,10 @@ async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit:
         Err(reason) => return inbound.host.finished(&wanted, &Outcome::Refused(reason)),
     };
     let relayed = tokio::select! {
-        relayed = relay::plain(&application, &tcp, &inbound.allowance.budget) => Some(relayed),
+        relayed = relay::plain(&application.tcp, &tcp, &inbound.allowance.budget) => Some(relayed),
         () = revoked(&inbound, &wanted, changed) => None,
     };
-    if finish(&inbound, &wanted, &application, relayed) {
+    if finish(&inbound, &wanted, &application.tcp, relayed) {
         end_on_drop(&tcp);
     }
 }
@@ -256,7 +265,7 @@ async fn answer(
     inbound: &Inbound,
     wanted: &Wanted,
     local: std::io::Result<SocketAddr>,
-) -> Result<TcpStream, Reason> {
+) -> Result<Application, Reason> {
     // The connection came to one workload: whoever asks for another there is wrong, or wants round a policy.
     let local = local.map_err(|_gone| Reason::BadRequest)?;
     if canonical(local).ip() != wanted.destination.ip() || RESERVED.contains(&wanted.destination.port()) {
@@ -265,9 +274,9 @@ async fn answer(
     inbound.host.permits(wanted).map_err(|_denied| Reason::Policy)?;
     match timeout(inbound.allowance.limits.connect_timeout, inbound.host.dial(wanted)).await {
         Ok(Ok(application)) => {
-            accept::prepare(&application);
+            accept::prepare(&application.tcp);
             // Unless it ends in order, whichever way it ends.
-            reset_on_drop(&application);
+            reset_on_drop(&application.tcp);
             Ok(application)
         }
         Ok(Err(_)) => Err(Reason::Upstream),

@@ -65,6 +65,12 @@ pub struct Counts {
     pub retried: AtomicU64,
     /// Connections ended by a change of policy.
     pub revoked: AtomicU64,
+    /// Connections reset because their pod had gone, or the agent stopped.
+    pub stopped: AtomicU64,
+    /// Times that a connection had to do with a small buffer, because others had all of the memory.
+    pub over_buffers: Arc<AtomicU64>,
+    /// Tunnels closed after use, because too many were idle.
+    pub over_idle: AtomicU64,
 }
 
 /// Adds one.
@@ -77,8 +83,8 @@ pub(super) fn count(counter: &AtomicU64) {
 pub struct Allowance {
     /// The limits.
     pub limits: Limits,
-    /// What has happened.
-    pub counts: Counts,
+    /// What has happened, here or together with others.
+    pub counts: Arc<Counts>,
     /// Buffers.
     pub budget: Arc<Budget>,
     connections: Arc<Semaphore>,
@@ -88,10 +94,15 @@ pub struct Allowance {
 impl Allowance {
     /// Nothing used.
     pub fn new(limits: Limits) -> Arc<Self> {
+        Self::counting(limits, Arc::default())
+    }
+
+    /// Nothing used, and what happens is added to `counts`.
+    pub fn counting(limits: Limits, counts: Arc<Counts>) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            counts: Counts::default(),
-            budget: Budget::new(limits.buffers),
+            budget: Budget::counting(limits.buffers, Arc::clone(&counts.over_buffers)),
+            counts,
             connections: Arc::new(Semaphore::new(limits.connections)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
         })

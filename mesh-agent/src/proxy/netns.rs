@@ -3,7 +3,7 @@
 //! A socket belongs for its whole life to the namespace that its thread was in when it was made. One thread for each pod goes into the
 //! pod's namespace and stays there: a thread of the runtime is never anywhere else than at home, so nothing of another
 //! task can end up in the wrong pod.
-#![expect(unsafe_code, reason = "setns")]
+#![expect(unsafe_code, reason = "setns, and an option of sockets that no crate knows")]
 
 use std::fs::File;
 use std::io;
@@ -24,9 +24,12 @@ const STACK: usize = 64 << 10;
 /// Sockets made ahead for a family that is used, so that a connection need not wait for the thread.
 const AHEAD: usize = 8;
 
+const ENDED: &str = "the thread of a network namespace has ended";
+
 /// A pod's network namespace. Dropped, its thread ends; sockets that were made live on.
 #[derive(Debug, Clone)]
 pub struct Namespace {
+    cookie: u64,
     asks: mpsc::Sender<Ask>,
     ahead: Arc<Mutex<Ahead>>,
 }
@@ -67,13 +70,17 @@ impl Namespace {
 
     /// The namespace that a file stands for. Needs CAP_SYS_ADMIN.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
+        Self::enter(File::open(path)?)
+    }
+
+    /// The namespace of an open file. Needs CAP_SYS_ADMIN.
+    pub fn enter(file: File) -> io::Result<Self> {
         let (asks, asked) = mpsc::channel::<Ask>();
         let ahead = Arc::new(Mutex::new(Ahead::default()));
         let filled = Arc::clone(&ahead);
         let (entered, entering) = mpsc::sync_channel(1);
         std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn(move || {
-            let inside = enter(&file);
+            let inside = enter(&file).and_then(|()| cookie());
             // The file alone would keep the namespace of a pod that has gone; the thread in it does as well, and ends with `asks`.
             drop(file);
             let stay = inside.is_ok();
@@ -89,8 +96,13 @@ impl Namespace {
                 }
             }
         })?;
-        entering.recv().map_err(|_ended| io::Error::other("the thread of a network namespace ended"))??;
-        Ok(Self { asks, ahead })
+        let cookie = entering.recv().map_err(|_ended| io::Error::other(ENDED))??;
+        Ok(Self { cookie, asks, ahead })
+    }
+
+    /// The namespace's cookie: a number that no other one of this machine ever has.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
     }
 
     /// Listens at `address` in the namespace.
@@ -112,12 +124,12 @@ impl Namespace {
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 
-    /// Connects from within the namespace, from an address of the pod.
-    pub async fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    /// A socket in the namespace at an address of the pod, for a connection to `to`.
+    pub async fn bound(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpSocket> {
         let socket = self.socket(to).await?;
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
+        Ok(TcpSocket::from_std_stream(socket.into()))
     }
 
     /// Does something in the namespace that does not take long: sockets wait meanwhile.
@@ -134,7 +146,7 @@ impl Namespace {
     }
 
     async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {
-        let ended = || io::Error::other("the thread of a network namespace has ended");
+        let ended = || io::Error::other(ENDED);
         let domain = Domain::for_address(address);
         let (found, left) = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,6 +176,20 @@ fn make(domain: Domain) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// The cookie of the namespace that the calling thread is in.
+fn cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: an open socket, and pointers to a value and its length that live until the call has returned.
+    let read = unsafe {
+        let place = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, place, &raw mut length)
+    };
+    if read == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn enter(file: &File) -> io::Result<()> {

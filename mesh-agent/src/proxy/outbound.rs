@@ -16,7 +16,7 @@ use tracing::debug;
 use super::accept;
 use super::drain::Drain;
 use super::hbone::{self, Connection, OpenError, Slot};
-use super::host::{Dialled, Endpoint, Outcome, Outward, Route};
+use super::host::{Dialled, Endpoint, Original, Outcome, Outward, Route};
 use super::inbound::canonical;
 use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
@@ -45,19 +45,18 @@ pub struct Outbound {
 /// Takes applications' connections from `listener` (port 15001) until the drain is over.
 pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain) {
     let each = Arc::clone(&outbound);
-    let served = accept::serve(listener, &outbound.allowance, drain, move |tcp, peer, permit| {
+    accept::serve(listener, &outbound.allowance, drain, move |tcp, peer, permit| {
         connection(Arc::clone(&each), tcp, peer, permit)
-    });
-    let sweeping = async {
-        let mut due = interval(SWEEP);
-        loop {
-            due.tick().await;
-            outbound.pool.sweep(Instant::now());
-        }
-    };
-    tokio::select! {
-        () = served => {}
-        () = sweeping => {}
+    })
+    .await;
+}
+
+/// Closes tunnels that are not needed any more, without end; to be run once beside the listeners.
+pub async fn sweep(outbound: Arc<Outbound>) {
+    let mut due = interval(SWEEP);
+    loop {
+        due.tick().await;
+        outbound.pool.sweep(Instant::now());
     }
 }
 
@@ -71,19 +70,22 @@ async fn connection(
     reset_on_drop(&application);
     let Ok(local) = application.local_addr() else { return };
     // Without one it was made to the proxy itself.
-    let Some(destination) = outbound.host.destination(canonical(peer), canonical(local)) else { return };
-    let mut dialled = Dialled { application: canonical(peer), destination, endpoint: None };
+    let peer = canonical(peer);
+    let Some(original) = outbound.host.original(peer, canonical(local)) else { return };
+    let mut dialled =
+        Dialled { application: peer, destination: original.dialled, endpoint: None, direct: None };
     // From before the route, so that no change is missed.
     let changed = outbound.host.changed();
-    let outcome = match outbound.host.route(destination) {
-        Route::Refuse => Outcome::Refused(Reason::Policy),
+    let outcome = match outbound.host.route(peer, &original) {
+        Route::Refuse(reason) => Outcome::Refused(reason),
         Route::Direct(to) => {
+            dialled.direct = Some(to);
             let relayed = pin!(direct(&outbound, &application, to));
             unless_revoked(&outbound, &dialled, changed, relayed).await
         }
         Route::Tunnel { endpoints, host } => {
-            let request = Request { client: Some(canonical(peer)), host, ..Request::to(destination) };
-            match Box::pin(find(&outbound, endpoints, request)).await {
+            let request = Request { client: Some(peer), host, ..Request::to(original.dialled) };
+            match Box::pin(find(&outbound, endpoints, &original, request)).await {
                 Ok((endpoint, stream)) => {
                     dialled.endpoint = Some(endpoint.clone());
                     let relayed = pin!(tunnelled(&outbound, &mut application, &endpoint, stream));
@@ -134,8 +136,8 @@ async fn tunnelled(
         Stream::Own(mut tls) => {
             let relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
             drop(using);
-            if relayed.0.is_ok() {
-                outbound.pool.put(endpoint, tls, Instant::now());
+            if relayed.0.is_ok() && !outbound.pool.put(endpoint, tls, Instant::now()) {
+                count(&outbound.allowance.counts.over_idle);
             }
             relayed
         }
@@ -177,19 +179,28 @@ enum Failure {
 /// A stream of the first endpoint that gives one, or why the last did not.
 async fn find(
     outbound: &Outbound,
-    endpoints: Vec<Endpoint>,
+    mut endpoints: Vec<Endpoint>,
+    original: &Original,
     request: Request,
 ) -> Result<(Endpoint, Stream), Reason> {
     let mut last = Reason::Upstream;
-    for (attempt, endpoint) in endpoints.into_iter().enumerate() {
+    let mut attempt = 0;
+    let mut asked = false;
+    loop {
+        if attempt == endpoints.len() && !std::mem::replace(&mut asked, true) {
+            let application = request.client.unwrap_or(original.dialled);
+            endpoints.extend(outbound.host.others(application, original, &endpoints));
+        }
+        let Some(endpoint) = endpoints.get(attempt) else { return Err(last) };
         if attempt > 0 {
             count(&outbound.allowance.counts.retried);
         }
+        attempt += 1;
         let request = Request { destination: endpoint.target, ..request.clone() };
         // Connect and answer of the application have each their time at the other end, so twice it in all.
         let limit = outbound.allowance.limits.connect_timeout * 2;
-        let failure = match timeout(limit, open(outbound, &endpoint, request)).await {
-            Ok(Ok(stream)) => return Ok((endpoint, stream)),
+        let failure = match timeout(limit, open(outbound, endpoint, request)).await {
+            Ok(Ok(stream)) => return Ok((endpoint.clone(), stream)),
             Ok(Err(failure)) => failure,
             Err(_elapsed) => Failure::Endpoint(Reason::Timeout, "no stream in time".to_owned()),
         };
@@ -204,7 +215,6 @@ async fn find(
             }
         }
     }
-    Err(last)
 }
 
 async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {

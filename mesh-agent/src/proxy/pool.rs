@@ -76,14 +76,18 @@ impl Pool {
         Using { pool: self, endpoint }
     }
 
-    /// A tunnel after the clean end of its stream. Kept if as many have been in use at once.
-    pub(super) fn put(&self, endpoint: &Endpoint, tls: Box<Tls>, now: Instant) {
+    /// A tunnel after the clean end of its stream. Kept if as many have been in use at once; false: it would have been, but for the
+    /// limit.
+    pub(super) fn put(&self, endpoint: &Endpoint, tls: Box<Tls>, now: Instant) -> bool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let idle: usize = peers.values().map(|peer| peer.idle.len()).sum();
         let peer = peers.entry(key(endpoint)).or_default();
-        if idle < self.most_idle && peer.idle.len() < peer.peak.max(1) && SystemTime::now() < tls.until {
+        let wanted = peer.idle.len() < peer.peak.max(1) && SystemTime::now() < tls.until;
+        if wanted && idle < self.most_idle {
             peer.idle.push((tls, now));
+            return true;
         }
+        !wanted
     }
 
     /// Closes what has been idle for long, or more than is used. To be called every [`SWEEP`].

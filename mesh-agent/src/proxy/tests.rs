@@ -18,7 +18,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::drain::{Drain, Phase};
-use super::host::{Denied, Dialled, Endpoint, Inward, Later, Outcome, Outward, Route, Wanted};
+use super::host::{
+    Application, Denied, Dialled, Endpoint, Inward, Later, Original, Outcome, Outward, Route, Wanted,
+};
 use super::inbound::{self, Inbound};
 use super::limits::{Allowance, Limits};
 use super::outbound::{self, Outbound};
@@ -43,8 +45,8 @@ impl Inward for Policy {
         if self.open.load(Ordering::Relaxed) { Ok(()) } else { Err(denied) }
     }
 
-    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<TcpStream>> {
-        Box::pin(TcpStream::connect(wanted.destination))
+    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>> {
+        Box::pin(async { TcpStream::connect(wanted.destination).await.map(Into::into) })
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
@@ -65,19 +67,20 @@ struct Table {
 }
 
 impl Outward for Table {
-    fn destination(&self, application: SocketAddr, _listener: SocketAddr) -> Option<SocketAddr> {
-        self.meant.lock().unwrap().get(&application).copied()
+    fn original(&self, application: SocketAddr, _listener: SocketAddr) -> Option<Original> {
+        self.meant.lock().unwrap().get(&application).copied().map(Original::to)
     }
 
-    fn route(&self, destination: SocketAddr) -> Route {
-        self.routes.lock().unwrap().get(&destination).cloned().unwrap_or(Route::Refuse)
+    fn route(&self, _application: SocketAddr, original: &Original) -> Route {
+        let found = self.routes.lock().unwrap().get(&original.dialled).cloned();
+        found.unwrap_or(Route::Refuse(Reason::Policy))
     }
 
     fn still(&self, dialled: &Dialled) -> bool {
-        match (self.route(dialled.destination), &dialled.endpoint) {
+        match (self.route(dialled.application, &Original::to(dialled.destination)), &dialled.endpoint) {
             (Route::Tunnel { endpoints, .. }, Some(endpoint)) => endpoints.contains(endpoint),
             (Route::Direct(_), None) => true,
-            (Route::Tunnel { .. } | Route::Direct(_) | Route::Refuse, _) => false,
+            (Route::Tunnel { .. } | Route::Direct(_) | Route::Refuse(_), _) => false,
         }
     }
 
@@ -144,6 +147,7 @@ impl Mesh {
             configs: Arc::clone(&pair.server),
             host: Arc::clone(&policy) as Arc<dyn Inward>,
             allowance: Allowance::new(limits),
+            baggage: None,
         });
         let outbound = Arc::new(Outbound {
             own: client(),

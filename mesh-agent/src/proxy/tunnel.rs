@@ -82,7 +82,7 @@ pub(super) async fn send(tls: &mut Tls, message: &Message<'_>) -> Result<(), Tun
 }
 
 /// Asks for a stream; after `Ok` it may be relayed.
-pub(super) async fn open(tls: &mut Tls, request: Request) -> Result<(), TunnelError> {
+pub(crate) async fn open(tls: &mut Tls, request: Request) -> Result<(), TunnelError> {
     send(tls, &Message::Request(Box::new(request))).await?;
     let mut order = Order::Asked;
     loop {

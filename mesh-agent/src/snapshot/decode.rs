@@ -150,6 +150,9 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         .map_err(|_unknown| format!("workload.status: unknown value {}", message.status))?;
     let network_mode = wire::NetworkMode::try_from(message.network_mode)
         .map_err(|_unknown| format!("workload.network_mode: unknown value {}", message.network_mode))?;
+    // To take an unknown way for none would send in the clear what is meant to be protected.
+    let tunnel = wire::TunnelProtocol::try_from(message.tunnel_protocol)
+        .map_err(|_unknown| format!("workload.tunnel_protocol: unknown value {}", message.tunnel_protocol))?;
     let extension: ext::WorkloadExtension =
         extension(&message.extensions, WORKLOAD_EXTENSION, WORKLOAD_EXTENSION_TYPE)?.unwrap_or_default();
     let mut addresses = Vec::with_capacity(message.addresses.len());
@@ -175,6 +178,8 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         network: interner.string(&message.network),
         cluster: interner.string(&message.cluster_id),
         host_network: matches!(network_mode, wire::NetworkMode::HostNetwork),
+        meshed: matches!(tunnel, wire::TunnelProtocol::Hbone)
+            && !matches!(network_mode, wire::NetworkMode::HostNetwork),
         healthy: matches!(status, wire::WorkloadStatus::Healthy),
         weight: message.capacity.unwrap_or(1),
         pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,
@@ -187,7 +192,11 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         service_account: interner.string(&message.service_account),
         trust_domain: interner.string(&message.trust_domain),
     };
-    let kin = Kin { account: interner.account(account), memberships: memberships.into() };
+    let kin = Kin {
+        account: interner.account(account),
+        memberships: memberships.into(),
+        policies: policies(&message.authorization_policies, interner)?,
+    };
     Ok(Workload {
         name: name.into(),
         addresses: addresses.into(),
@@ -230,6 +239,16 @@ fn memberships(
         }
     });
     Ok(members.collect())
+}
+
+fn policies(names: &[String], interner: &mut Interner) -> Result<Box<[Arc<str>]>, String> {
+    let mut policies = Vec::with_capacity(names.len());
+    for (at, name) in names.iter().enumerate() {
+        policies.push(interner.string(required(&format!("workload.authorization_policies[{at}]"), name)?));
+    }
+    policies.sort_unstable();
+    policies.dedup();
+    Ok(policies.into())
 }
 
 fn mappings<'a>(
@@ -325,7 +344,7 @@ fn limited<'a>(field: &str, text: &'a str) -> Result<&'a str, String> {
 }
 
 /// A name from outside as it may appear in a log or in a NACK: bounded, and without control characters.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let mut short: String =
         text.chars().take(200).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(200).is_some() {

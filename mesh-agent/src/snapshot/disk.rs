@@ -1,6 +1,6 @@
 //! The last good snapshot on disk, for a start without the control plane.
 //!
-//! A file is a header (magic, format, node), one record for each resource (length, then the encoded
+//! A file is a header (magic, format, node, whether policies are known), one record for each resource (length, then the encoded
 //! `envoy.service.discovery.v3.Resource` with its version), and a trailer (an impossible length, the number of
 //! records, CRC-32 of all before). It is written beside its destination, synced and renamed; it is read whole or not at all.
 //! Resources are encoded again from the model when saving, so that the agent's memory holds no second copy.
@@ -8,10 +8,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use mesh_common::api::ADDRESS_TYPE;
 use mesh_common::api::envoy::service::discovery::v3 as xds;
 use prost::Message;
 
+use super::authorization::Authorization;
 use super::decode::decode_one;
 use super::encode::encode;
 use super::intern::Interner;
@@ -19,7 +22,7 @@ use super::state::Held;
 
 const MAGIC: &[u8; 8] = b"MESHSNAP";
 /// To be raised whenever `decode` keeps more than it did: a file without the new fields must not pass for current.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FILE: &str = "snapshot";
 const END: u32 = u32::MAX;
 /// A resource is small; a longer record is damage, not data, and is not worth allocating for.
@@ -120,15 +123,19 @@ fn write(out: &mut Summed<impl Write>, node: &str, held: &Held) -> io::Result<()
     out.write_all(&FORMAT.to_le_bytes())?;
     out.write_all(&u32::try_from(node.len()).map_err(too_long)?.to_le_bytes())?;
     out.write_all(node.as_bytes())?;
+    out.write_all(&[u8::from(held.policies.is_some())])?;
     let mut buffer = Vec::new();
-    for (resource, version) in &held.0 {
+    let mut record = |resource: &xds::Resource| {
         buffer.clear();
-        encode(resource, version).encode(&mut buffer).map_err(io::Error::other)?;
+        resource.encode(&mut buffer).map_err(io::Error::other)?;
         out.write_all(&u32::try_from(buffer.len()).map_err(too_long)?.to_le_bytes())?;
-        out.write_all(&buffer)?;
-    }
+        out.write_all(&buffer)
+    };
+    held.resources.iter().try_for_each(|(resource, version)| record(&encode(resource, version)))?;
+    let policies = held.policies.as_deref().unwrap_or_default();
+    policies.iter().try_for_each(|policy| record(policy.resource()))?;
     out.write_all(&END.to_le_bytes())?;
-    out.write_all(&(held.0.len() as u64).to_le_bytes())?;
+    out.write_all(&((held.resources.len() + policies.len()) as u64).to_le_bytes())?;
     let crc = out.crc.value();
     out.write_all(&crc.to_le_bytes())
 }
@@ -158,6 +165,9 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, 
     let length = u32::from_le_bytes(array(input)?);
     record(input, length, &mut buffer)?;
     let node = String::from_utf8_lossy(&buffer).into_owned();
+    let [known] = array::<1>(input)?;
+    let mut policies = (known != 0).then(Vec::new);
+    let mut count = 0_u64;
     let mut all = Vec::new();
     let mut wrong = None;
     loop {
@@ -166,15 +176,20 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, 
             length => record(input, length, &mut buffer)?,
         }
         // The checksum tells damage from a fault of ours, so a bad record waits for it.
+        count += 1;
         match xds::Resource::decode(buffer.as_slice()) {
+            Ok(resource) if is_policy(&resource) => match &mut policies {
+                Some(policies) => policies.push(Arc::new(Authorization::read(resource))),
+                None => wrong = wrong.or(Some("a policy, although they are not known".to_owned())),
+            },
             Ok(resource) => match decode_one(resource, interner) {
                 Ok(read) => all.push((read.resource, read.version)),
                 Err(bad) => wrong = wrong.or(Some(format!("{:?}: {}", bad.name, bad.reason))),
             },
-            Err(error) => wrong = wrong.or(Some(format!("record {}: {error}", all.len()))),
+            Err(error) => wrong = wrong.or(Some(format!("record {count}: {error}"))),
         }
     }
-    let count = u64::from_le_bytes(array(input)?);
+    let said = u64::from_le_bytes(array(input)?);
     let sum = input.crc.value();
     if u32::from_le_bytes(array(input)?) != sum {
         return Err(Bad::Content("its checksum is wrong".to_owned()));
@@ -185,13 +200,18 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, 
     if let Some(wrong) = wrong {
         return Err(Bad::Content(wrong));
     }
-    if count != all.len() as u64 {
-        return Err(Bad::Content(format!("it says {count} resources and holds {}", all.len())));
+    if said != count {
+        return Err(Bad::Content(format!("it says {said} resources and holds {count}")));
     }
     if node != interner.node() {
         return Err(Bad::Node(node));
     }
-    Ok(Held(all))
+    Ok(Held { resources: all, policies })
+}
+
+/// By its type; what has none was a policy as well, since all others are encoded from what was understood.
+fn is_policy(resource: &xds::Resource) -> bool {
+    resource.resource.as_ref().is_none_or(|any| any.type_url != ADDRESS_TYPE)
 }
 
 fn array<const N: usize>(input: &mut impl Read) -> io::Result<[u8; N]> {

@@ -112,6 +112,7 @@ fn workload(of: &Workload) -> wire::Workload {
         trust_domain: of.account().trust_domain.to_string(),
         addresses: of.addresses.iter().map(|a| bytes(*a)).collect(),
         network: of.network.to_string(),
+        authorization_policies: of.policies().iter().map(|name| name.to_string()).collect(),
         node: of.node.to_string(),
         cluster_id: of.cluster.to_string(),
         locality: Some(wire::Locality {
@@ -119,6 +120,8 @@ fn workload(of: &Workload) -> wire::Workload {
             zone: of.locality.zone.to_string(),
             subzone: of.locality.subzone.to_string(),
         }),
+        tunnel_protocol: if of.meshed { wire::TunnelProtocol::Hbone } else { wire::TunnelProtocol::None }
+            .into(),
         status: if of.healthy { wire::WorkloadStatus::Healthy } else { wire::WorkloadStatus::Unhealthy }
             .into(),
         network_mode: if of.host_network {

@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use mesh_common::api::envoy::service::discovery::v3 as xds;
+use mesh_common::api::istio::security;
 use mesh_common::api::istio::workload as wire;
 use mesh_common::api::mesh::v1 as ext;
 use mesh_common::api::{
-    ADDRESS_TYPE, SERVICE_EXTENSION, SERVICE_EXTENSION_TYPE, WORKLOAD_EXTENSION, WORKLOAD_EXTENSION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, SERVICE_EXTENSION, SERVICE_EXTENSION_TYPE, WORKLOAD_EXTENSION,
+    WORKLOAD_EXTENSION_TYPE,
 };
 use prost::Message;
 
@@ -70,6 +72,30 @@ pub fn of_service(service: wire::Service, version: &str) -> xds::Resource {
 pub fn of_workload(workload: wire::Workload, version: &str) -> xds::Resource {
     let name = workload.uid.clone();
     resource(&name, version, wire::address::Type::Workload(workload))
+}
+
+/// A policy `NS/NAME` of a scope: ALLOW, without rules.
+pub fn policy(name: &str, scope: security::Scope) -> security::Authorization {
+    let (namespace, name) = name.split_once('/').unwrap();
+    security::Authorization {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        scope: scope.into(),
+        ..security::Authorization::default()
+    }
+}
+
+/// As a resource on the wire, named and versioned.
+pub fn of_policy(policy: security::Authorization, version: &str) -> xds::Resource {
+    xds::Resource {
+        name: format!("{}/{}", policy.namespace, policy.name),
+        version: version.to_owned(),
+        resource: Some(prost_types::Any {
+            type_url: AUTHORIZATION_TYPE.to_owned(),
+            value: policy.encode_to_vec(),
+        }),
+        aliases: Vec::new(),
+    }
 }
 
 /// A resource of any name and content.

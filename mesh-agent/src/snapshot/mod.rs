@@ -1,9 +1,10 @@
-//! What the control plane said: services, the workloads behind them, and who belongs to whom.
+//! What the control plane said: services, the workloads behind them, who belongs to whom, and policies.
 //!
 //! Pure but for `disk`. Messages are parsed once, at the edge (`decode`), into types that cannot hold a wrong value;
 //! everything behind reads those. The size matters: a node holds the whole mesh, so what many workloads have in common
 //! is stored once (`intern`).
 
+mod authorization;
 mod decode;
 pub mod disk;
 mod encode;
@@ -12,6 +13,7 @@ mod model;
 mod records;
 mod state;
 
+pub use authorization::{Authorization, Content, PolicyUpdate, Reach};
 pub use decode::{decode, decode_one};
 pub use intern::Interner;
 pub use model::{

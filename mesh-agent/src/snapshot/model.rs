@@ -162,6 +162,8 @@ pub struct Kin {
     pub account: Arc<Account>,
     /// Services they belong to, each once, in order of their keys.
     pub memberships: Box<[Membership]>,
+    /// Names of the policies that apply to them besides those of their namespace and of the mesh, each once, in order.
+    pub policies: Box<[Arc<str>]>,
 }
 
 /// Addresses of a service or a workload. One, the usual case, needs no memory of its own.
@@ -219,6 +221,8 @@ pub struct Place {
     pub cluster: Arc<str>,
     /// Shares its node's network namespace, so that its address tells nothing.
     pub host_network: bool,
+    /// Its node takes mutual TLS for it, at its own address.
+    pub meshed: bool,
     /// Ready in general; a membership may still say otherwise.
     pub healthy: bool,
     /// Share in balancing; 0 receives nothing.
@@ -265,6 +269,11 @@ impl Workload {
     /// Services it belongs to, each once, in order of their keys.
     pub fn memberships(&self) -> &[Membership] {
         &self.kin.memberships
+    }
+
+    /// Names of the policies that apply to it besides those of its namespace and of the mesh, each once, in order.
+    pub fn policies(&self) -> &[Arc<str>] {
+        &self.kin.policies
     }
 
     /// Its membership in a service.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::authorization::Authorization;
 use super::model::{Delta, Membership, Resource, Service, Version, Versioned, Workload};
 use super::records::{Entry, Services, Workloads};
 
@@ -31,9 +32,24 @@ impl Changed {
     }
 }
 
-/// The resources of a snapshot at one moment, for saving them elsewhere while the snapshot moves on.
+/// The resources of a snapshot at one moment, and policies, for saving them elsewhere while the snapshot moves on.
 #[derive(Debug, Clone, Default)]
-pub struct Held(pub(super) Vec<(Resource, Version)>);
+pub struct Held {
+    pub(super) resources: Vec<(Resource, Version)>,
+    pub(super) policies: Option<Vec<Arc<Authorization>>>,
+}
+
+impl Held {
+    /// With the policies, which lie elsewhere. `None`: they are not known.
+    pub fn with_policies(self, policies: Option<Vec<Arc<Authorization>>>) -> Self {
+        Self { policies, ..self }
+    }
+
+    /// Takes the policies out; `None`: they were not known.
+    pub fn take_policies(&mut self) -> Option<Vec<Arc<Authorization>>> {
+        self.policies.take()
+    }
+}
 
 impl Snapshot {
     /// One that knows nothing.
@@ -57,7 +73,7 @@ impl Snapshot {
     /// Takes in what was held before.
     pub fn restore(&mut self, held: Held) -> Changed {
         let mut changed = Changed::default();
-        for (resource, version) in held.0 {
+        for (resource, version) in held.resources {
             self.put(resource, version, &mut changed);
         }
         self.fit_members(&changed);
@@ -124,7 +140,7 @@ impl Snapshot {
             self.services.iter().map(|e| (Resource::Service(Arc::clone(&e.record)), e.version.clone()));
         let workloads =
             self.workloads.iter().map(|e| (Resource::Workload(Arc::clone(&e.record)), e.version.clone()));
-        Held(services.chain(workloads).collect())
+        Held { resources: services.chain(workloads).collect(), policies: None }
     }
 
     fn put(&mut self, resource: Resource, version: Version, changed: &mut Changed) {

@@ -1,5 +1,6 @@
 //! Owns the connection to the control plane.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +15,10 @@ use tracing::{debug, info, warn};
 
 use super::XdsEvent;
 use super::backoff;
-use super::session::{Change, Session, Step};
+use super::session::{Change, Kind, Session, Step, Update};
 use crate::config::NodeConfig;
 use crate::identity::access::{Access, AccessError, Choice, Link, chain, describe};
-use crate::snapshot::{Delta, Interner, Rejected};
+use crate::snapshot::{Interner, Rejected};
 
 /// A mesh of some 500,000 workloads in one message, as istiod sends it.
 const DECODE_LIMIT: usize = 200 << 20;
@@ -77,9 +78,10 @@ async fn stream(
     events.send(XdsEvent::Versions { reply }).await.map_err(|_closed| OwnerGone)?;
     let versions = versions.await.map_err(|_dropped| OwnerGone)?;
     let (requests, outgoing) = mpsc::channel(4);
-    let first = session.begin(versions);
-    if requests.send(first).await.is_err() {
-        return Ok("the request could not be sent".to_owned());
+    for first in session.begin(versions) {
+        if requests.send(first).await.is_err() {
+            return Ok("the request could not be sent".to_owned());
+        }
     }
     let request = match link.request(ReceiverStream::new(outgoing)).await {
         Ok(request) => request,
@@ -122,6 +124,7 @@ async fn open(
 
 /// A change on its way to being in force.
 struct Pending {
+    kind: Kind,
     applied: oneshot::Receiver<Vec<Rejected>>,
     /// What it updates and removes.
     names: Vec<String>,
@@ -134,7 +137,15 @@ struct Pending {
 enum Next {
     Received(Result<Option<DeltaDiscoveryResponse>, tonic::Status>),
     Applied(Vec<Rejected>),
-    Silence,
+    Silence(Kind),
+}
+
+/// How much of what the control plane knows has come.
+#[derive(Default)]
+struct Progress {
+    synced: bool,
+    /// When silence will have lasted long enough.
+    quiet: Option<Instant>,
 }
 
 async fn converse(
@@ -143,13 +154,16 @@ async fn converse(
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     events: &mpsc::Sender<XdsEvent>,
 ) -> Result<String, OwnerGone> {
-    let mut synced = false;
-    let mut quiet: Option<Instant> = None;
+    let mut progress: BTreeMap<Kind, Progress> = BTreeMap::new();
     let mut pending: Option<Pending> = None;
     loop {
+        let quiet = progress.iter().filter_map(|(kind, of)| of.quiet.map(|until| (until, *kind))).min();
         let silence = async {
             match quiet {
-                Some(until) => tokio::time::sleep_until(until).await,
+                Some((until, kind)) => {
+                    tokio::time::sleep_until(until).await;
+                    kind
+                }
                 None => std::future::pending().await,
             }
         };
@@ -162,7 +176,7 @@ async fn converse(
         let next = tokio::select! {
             received = responses.message() => Next::Received(received),
             applied = applied => Next::Applied(applied.map_err(|_dropped| OwnerGone)?),
-            () = silence => Next::Silence,
+            kind = silence => Next::Silence(kind),
             () = events.closed() => return Err(OwnerGone),
         };
         // A response is read while the one before it is put in force, and answered after it.
@@ -180,16 +194,17 @@ async fn converse(
                 (Some(step), refused)
             }
             Next::Applied(refused) => (None, refused),
-            Next::Silence => {
-                (quiet, synced) = (None, true);
-                let applied = apply(events, Delta::default(), Vec::new(), true).await?;
+            Next::Silence(kind) => {
+                progress.insert(kind, Progress { synced: true, quiet: None });
+                let applied = apply(events, Update::empty(kind), true).await?;
                 applied.await.map_err(|_dropped| OwnerGone)?;
                 continue;
             }
         };
         if let Some(pending) = pending.take() {
             // From when the change is in force: the time that it took is not the control plane's silence.
-            quiet = if synced { None } else { Instant::now().checked_add(pending.patience) };
+            let of = progress.entry(pending.kind).or_default();
+            of.quiet = if of.synced { None } else { Instant::now().checked_add(pending.patience) };
             let answer = settle(session, pending, refused);
             if requests.send(answer).await.is_err() {
                 return Ok("the control plane stopped reading".to_owned());
@@ -204,12 +219,12 @@ async fn converse(
                     return Ok("the control plane stopped reading".to_owned());
                 }
             }
-            Some(Step::Apply(Change { delta, rejected, patience, nonce })) => {
-                (quiet, synced) = (None, synced || patience.is_zero());
-                let updated = delta.updated.iter().map(|update| &update.name);
-                let names = updated.chain(&delta.removed).cloned().collect();
-                let applied = apply(events, delta, rejected.clone(), synced).await?;
-                pending = Some(Pending { applied, names, rejected, patience, nonce });
+            Some(Step::Apply(Change { kind, update, patience, nonce })) => {
+                let of = progress.entry(kind).or_default();
+                *of = Progress { synced: of.synced || patience.is_zero(), quiet: None };
+                let (names, rejected) = (update.names(), update.rejected());
+                let applied = apply(events, update, of.synced).await?;
+                pending = Some(Pending { kind, applied, names, rejected, patience, nonce });
             }
         }
     }
@@ -223,18 +238,20 @@ fn settle(session: &mut Session, pending: Pending, refused: Vec<Rejected>) -> De
     for Rejected { name, reason } in &rejected {
         warn!(%name, %reason, "refused a resource");
     }
-    session.answer(pending.nonce, &rejected)
+    session.answer(pending.kind, pending.nonce, &rejected)
 }
 
 /// Hands a change to the owner, who says when it is in force and what was refused.
 async fn apply(
     events: &mpsc::Sender<XdsEvent>,
-    delta: Delta,
-    rejected: Vec<Rejected>,
+    update: Update,
     synced: bool,
 ) -> Result<oneshot::Receiver<Vec<Rejected>>, OwnerGone> {
     let (applied, done) = oneshot::channel();
-    let event = XdsEvent::Delta { delta, rejected, synced, applied };
+    let event = match update {
+        Update::Addresses(delta, rejected) => XdsEvent::Delta { delta, rejected, synced, applied },
+        Update::Policies(update) => XdsEvent::Policies { update, synced, applied },
+    };
     events.send(event).await.map_err(|_closed| OwnerGone)?;
     Ok(done)
 }

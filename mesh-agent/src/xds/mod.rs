@@ -14,7 +14,16 @@ use tokio::sync::oneshot;
 pub(crate) use client::random;
 pub use client::run;
 
-use crate::snapshot::{Delta, Rejected};
+use crate::snapshot::{Delta, PolicyUpdate, Rejected};
+
+/// Name and version of what is held, by type.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions {
+    /// Services and workloads.
+    pub addresses: HashMap<String, String>,
+    /// Policies.
+    pub policies: HashMap<String, String>,
+}
 
 /// What the client tells the owner of the snapshot.
 #[derive(Debug)]
@@ -22,7 +31,7 @@ pub enum XdsEvent {
     /// A stream is about to begin: which resources, at which versions, are held?
     Versions {
         /// Takes the answer.
-        reply: oneshot::Sender<HashMap<String, String>>,
+        reply: oneshot::Sender<Versions>,
     },
     /// The control plane took the stream.
     Connected,
@@ -42,6 +51,15 @@ pub enum XdsEvent {
         synced: bool,
         /// To be answered when the change is in force, with the resources that could not be taken. The response is
         /// acknowledged then. Dropping it ends the client.
+        applied: oneshot::Sender<Vec<Rejected>>,
+    },
+    /// The control plane said something of policies. Those that are not understood are in it, too: nobody may drop them.
+    Policies {
+        /// What changes.
+        update: PolicyUpdate,
+        /// The control plane has now named all policies; as in [`XdsEvent::Delta`].
+        synced: bool,
+        /// As in [`XdsEvent::Delta`].
         applied: oneshot::Sender<Vec<Rejected>>,
     },
 }

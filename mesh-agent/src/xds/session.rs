@@ -1,15 +1,17 @@
 //! What is said on the streams. Pure: messages in, messages out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::api::envoy::config::core::v3::{Locality, Node};
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use mesh_common::api::google::rpc::Status;
-use mesh_common::api::{ADDRESS_TYPE, COMPLETE, MORE};
+use mesh_common::api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, COMPLETE, MORE};
 
+use super::Versions;
 use crate::config::NodeConfig;
-use crate::snapshot::{Delta, Interner, Rejected, decode};
+use crate::snapshot::{Authorization, Delta, Interner, PolicyUpdate, Rejected, decode};
 
 /// Our control plane cuts its answers at so many resources and removals, and at so many bytes: after one of this size, more
 /// may follow.
@@ -51,13 +53,74 @@ pub enum Step {
     },
 }
 
+/// A type that is subscribed to. Each has its own versions, answers and end of what there is to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Services and workloads.
+    Addresses,
+    /// Policies.
+    Policies,
+}
+
+impl Kind {
+    /// The type URL.
+    pub fn url(self) -> &'static str {
+        match self {
+            Self::Addresses => ADDRESS_TYPE,
+            Self::Policies => AUTHORIZATION_TYPE,
+        }
+    }
+
+    fn of(url: &str) -> Option<Self> {
+        [Self::Addresses, Self::Policies].into_iter().find(|kind| kind.url() == url)
+    }
+}
+
+/// What a response changes.
+#[derive(Debug)]
+pub enum Update {
+    /// Services and workloads, and those that could not be decoded.
+    Addresses(Delta, Vec<Rejected>),
+    /// Policies.
+    Policies(PolicyUpdate),
+}
+
+impl Update {
+    /// What is understood to be none.
+    pub fn empty(kind: Kind) -> Self {
+        match kind {
+            Kind::Addresses => Self::Addresses(Delta::default(), Vec::new()),
+            Kind::Policies => Self::Policies(PolicyUpdate::default()),
+        }
+    }
+
+    /// Resources that could not be decoded.
+    pub fn rejected(&self) -> Vec<Rejected> {
+        match self {
+            Self::Addresses(_, rejected) => rejected.clone(),
+            Self::Policies(update) => update.rejected(),
+        }
+    }
+
+    /// What the owner may still refuse: names that it is handed.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Self::Addresses(delta, _) => {
+                delta.updated.iter().map(|update| &update.name).chain(&delta.removed).cloned().collect()
+            }
+            // The owner takes every policy, and tells of those that are not understood by a version that none has.
+            Self::Policies(_) => Vec::new(),
+        }
+    }
+}
+
 /// A response, decoded.
 #[derive(Debug)]
 pub struct Change {
+    /// Its type.
+    pub kind: Kind,
     /// What changes.
-    pub delta: Delta,
-    /// Resources that could not be decoded.
-    pub rejected: Vec<Rejected>,
+    pub update: Update,
     /// When silence has lasted for so long after it, the control plane has said all that it knows; zero: it has now.
     pub patience: Duration,
     /// To answer with.
@@ -70,20 +133,21 @@ impl Session {
         Self { node: identify(node), interner, refused: BTreeSet::new() }
     }
 
-    /// The first request of a stream, when these versions are held.
-    pub fn begin(&self, mut versions: HashMap<String, String>) -> DeltaDiscoveryRequest {
+    /// The first requests of a stream, when these versions are held. Policies first: workloads that name one wait for it.
+    pub fn begin(&self, mut versions: Versions) -> [DeltaDiscoveryRequest; 2] {
         for name in &self.refused {
             // Not left out: then the control plane would not tell that the resource is gone.
-            if let Some(version) = versions.get_mut(name) {
+            if let Some(version) = versions.addresses.get_mut(name) {
                 version.clear();
             }
         }
-        DeltaDiscoveryRequest {
+        let first = |kind: Kind, versions| DeltaDiscoveryRequest {
             node: Some(self.node.clone()),
-            type_url: ADDRESS_TYPE.to_owned(),
+            type_url: kind.url().to_owned(),
             initial_resource_versions: versions,
             ..DeltaDiscoveryRequest::default()
-        }
+        };
+        [first(Kind::Policies, versions.policies), first(Kind::Addresses, versions.addresses)]
     }
 
     /// Reads a response.
@@ -91,7 +155,7 @@ impl Session {
         if response.nonce.is_empty() {
             return Step::Leave { reason: "a response came without a nonce".to_owned() };
         }
-        if response.type_url != ADDRESS_TYPE {
+        let Some(kind) = Kind::of(&response.type_url) else {
             let url: String = response.type_url.chars().take(200).collect();
             let reason = format!("a response came of type {url:?}, which was not asked for");
             let request = DeltaDiscoveryRequest {
@@ -101,11 +165,21 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             };
             return Step::Refuse { request: Box::new(request), reason };
-        }
+        };
         let patience = patience(&response);
-        let (updated, rejected) = decode(response.resources, &mut self.interner);
-        let delta = Delta { updated, removed: response.removed_resources };
-        Step::Apply(Change { delta, rejected, patience, nonce: response.nonce })
+        let removed = response.removed_resources;
+        let update = match kind {
+            Kind::Addresses => {
+                let (updated, rejected) = decode(response.resources, &mut self.interner);
+                Update::Addresses(Delta { updated, removed }, rejected)
+            }
+            Kind::Policies => {
+                let read = |resource| Arc::new(Authorization::read(resource));
+                let updated = response.resources.into_iter().map(read).collect();
+                Update::Policies(PolicyUpdate { updated, removed })
+            }
+        };
+        Step::Apply(Change { kind, update, patience, nonce: response.nonce })
     }
 
     /// Notes what the owner made of a change: `names` were handed over, `refused` could not be taken.
@@ -117,9 +191,9 @@ impl Session {
     }
 
     /// The ACK of a response, or the NACK if anything in it was refused.
-    pub fn answer(&self, nonce: String, rejected: &[Rejected]) -> DeltaDiscoveryRequest {
+    pub fn answer(&self, kind: Kind, nonce: String, rejected: &[Rejected]) -> DeltaDiscoveryRequest {
         DeltaDiscoveryRequest {
-            type_url: ADDRESS_TYPE.to_owned(),
+            type_url: kind.url().to_owned(),
             response_nonce: nonce,
             error_detail: (!rejected.is_empty()).then(|| status(reasons(rejected))),
             ..DeltaDiscoveryRequest::default()

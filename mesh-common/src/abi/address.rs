@@ -53,6 +53,13 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
     }
 
+    /// Equality without `memcmp`, which BPF lacks.
+    #[inline(always)]
+    pub const fn same(self, other: Self) -> bool {
+        let (a, b) = (self.0, other.0);
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3]
+    }
+
     /// Whether it is another than `::`, which is no workload's.
     #[inline(always)]
     pub const fn is_set(self) -> bool {
@@ -188,8 +195,7 @@ impl Endpoint {
     /// Equality without `memcmp`, which BPF lacks.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
-        let (a, b) = (self.address.0, other.address.0);
-        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && self.port == other.port
+        self.address.same(other.address) && self.port == other.port
     }
 }
 

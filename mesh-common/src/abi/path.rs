@@ -18,30 +18,29 @@ pub enum Path {
     Direct,
     /// As it is, to a workload of this node, which will be told who called.
     Local,
-    /// To the caller's node proxy.
-    Proxied(Endpoint),
+    /// To the caller's node proxy, at [`Proxy::listener`].
+    Proxied,
     /// As it is, although it should have been proxied.
     Fallback(Reason),
     /// Not at all.
     Refused(Reason),
 }
 
-/// The way from `source` to `destination`, which is an address of `peer`'s. `theirs` is what the node proxy has for `peer`, `ours`
-/// what it has for the source.
+/// The way from `source` to `destination`, which is an address of `peer`'s. `proxy` is what this node's proxy has for the peer, where
+/// that runs here, else for the source.
 #[inline(always)]
 pub fn path(
     source: Source,
     destination: &Endpoint,
     peer: &Peer,
-    theirs: Option<&Proxy>,
-    ours: Option<&Proxy>,
+    proxy: Option<&Proxy>,
     node: &Node,
     now_nanoseconds: u64,
 ) -> Path {
     let port = destination.port();
     if peer.is_local() {
         // A pod that talks to itself, and the proxy that hands it what came through a tunnel.
-        if theirs.is_some_and(|theirs| theirs.netns == source.netns) {
+        if proxy.is_some_and(|theirs| theirs.netns == source.netns) {
             return Path::Direct;
         }
         return match port {
@@ -63,12 +62,12 @@ pub fn path(
     if node.alive_until_nanoseconds <= now_nanoseconds {
         return missing(guarded, Reason::ProxyDead, Reason::ProxyDeadDirect);
     }
-    let listener = ours.filter(|ours| ours.flags & Proxy::READY != 0).map(|ours| {
-        let v4 = destination.address().is_v4();
-        if v4 { ours.v4 } else { ours.v6 }
-    });
-    match listener {
-        Some(address) if address.is_set() => Path::Proxied(Endpoint::new(address, Proxy::OUTBOUND)),
+    match proxy {
+        Some(ours)
+            if ours.flags & Proxy::READY != 0 && ours.listener(destination.address()).address().is_set() =>
+        {
+            Path::Proxied
+        }
         Some(_) | None => missing(guarded, Reason::ProxyNotReady, Reason::ProxyNotReadyDirect),
     }
 }
@@ -85,8 +84,8 @@ mod tests {
 
     const POD: Source = Source { workload: 7, netns: 70 };
     const NOW: u64 = 1_000;
-    const ALIVE: Node = Node { alive_until_nanoseconds: NOW + 1, netns: 1 };
-    const DEAD: Node = Node { alive_until_nanoseconds: NOW, netns: 1 };
+    const ALIVE: Node = Node { alive_until_nanoseconds: NOW + 1, netns: 1, flags: 0, zero: 0 };
+    const DEAD: Node = Node { alive_until_nanoseconds: NOW, ..ALIVE };
     const V4: Address = Address::from_v4([10, 0, 0, 7]);
     const READY: Proxy = Proxy { netns: 70, flags: Proxy::READY, zero: 0, v4: V4, v6: Address::new([0; 16]) };
     const THEIRS: Proxy = Proxy { netns: 80, ..READY };
@@ -100,13 +99,19 @@ mod tests {
     }
 
     fn remote(policies: u32, ours: Option<&Proxy>, node: &Node) -> Path {
-        path(POD, &to(80), &peer(Peer::MESHED, policies), None, ours, node, NOW)
+        path(POD, &to(80), &peer(Peer::MESHED, policies), ours, node, NOW)
+    }
+
+    #[test]
+    fn the_listener_is_of_the_family_of_the_destination() {
+        assert_eq!(READY.listener(V4), Endpoint::new(V4, 15001));
+        assert!(!READY.listener(Address::new([1; 16])).address().is_set());
     }
 
     #[test]
     fn a_meshed_workload_of_another_node_is_reached_through_the_proxy() {
-        assert_eq!(remote(0, Some(&READY), &ALIVE), Path::Proxied(Endpoint::new(V4, 15001)));
-        assert_eq!(remote(3, Some(&READY), &ALIVE), Path::Proxied(Endpoint::new(V4, 15001)));
+        assert_eq!(remote(0, Some(&READY), &ALIVE), Path::Proxied);
+        assert_eq!(remote(3, Some(&READY), &ALIVE), Path::Proxied);
     }
 
     #[test]
@@ -123,22 +128,22 @@ mod tests {
     #[test]
     fn a_family_that_the_proxy_does_not_listen_in_counts_as_not_ready() {
         let six = Endpoint::new(Address::new([1; 16]), 80);
-        let path = path(POD, &six, &peer(Peer::MESHED, 3), None, Some(&READY), &ALIVE, NOW);
+        let path = path(POD, &six, &peer(Peer::MESHED, 3), Some(&READY), &ALIVE, NOW);
         assert_eq!(path, Path::Refused(Reason::ProxyNotReady));
     }
 
     #[test]
     fn whoever_is_no_workload_or_calls_none_of_the_mesh_goes_direct() {
         let nobody = Source { workload: 0, ..POD };
-        let direct = path(nobody, &to(80), &peer(Peer::MESHED, 3), None, None, &ALIVE, NOW);
+        let direct = path(nobody, &to(80), &peer(Peer::MESHED, 3), None, &ALIVE, NOW);
         assert_eq!(direct, Path::Direct);
-        let direct = path(POD, &to(80), &peer(0, 3), None, Some(&READY), &ALIVE, NOW);
+        let direct = path(POD, &to(80), &peer(0, 3), Some(&READY), &ALIVE, NOW);
         assert_eq!(direct, Path::Direct);
     }
 
     #[test]
     fn a_workload_of_this_node_is_told_who_calls_unless_it_calls_itself() {
-        let local = |source| path(source, &to(80), &peer(Peer::LOCAL, 3), Some(&THEIRS), None, &DEAD, NOW);
+        let local = |source| path(source, &to(80), &peer(Peer::LOCAL, 3), Some(&THEIRS), &DEAD, NOW);
         assert_eq!(local(POD), Path::Local);
         assert_eq!(local(Source { workload: 0, netns: 1 }), Path::Local);
         assert_eq!(local(Source { workload: 8, netns: 80 }), Path::Direct);
@@ -146,8 +151,8 @@ mod tests {
 
     #[test]
     fn the_ports_of_the_proxy_are_its_own() {
-        for (flags, theirs) in [(Peer::MESHED, None), (Peer::LOCAL | Peer::MESHED, Some(&THEIRS))] {
-            let to = |port| path(POD, &to(port), &peer(flags, 0), theirs, Some(&READY), &ALIVE, NOW);
+        for (flags, proxy) in [(Peer::MESHED, READY), (Peer::LOCAL | Peer::MESHED, THEIRS)] {
+            let to = |port| path(POD, &to(port), &peer(flags, 0), Some(&proxy), &ALIVE, NOW);
             assert_eq!(to(15001), Path::Refused(Reason::ReservedPort));
             assert_eq!(to(15006), Path::Refused(Reason::ReservedPort));
             assert_eq!(to(15008), Path::Direct);

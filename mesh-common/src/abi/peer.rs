@@ -1,6 +1,6 @@
 //! The workloads of the mesh by their addresses, and what this node has for its own.
 
-use super::Address;
+use super::{Address, Endpoint};
 
 /// Whose an address is. Workloads that share their node's address have no entry.
 #[repr(C)]
@@ -57,6 +57,12 @@ impl Proxy {
     pub const READY: u32 = 1;
     /// Where the proxy takes a workload's outbound connections.
     pub const OUTBOUND: u16 = 15001;
+    /// Where the workload's connections to `destination` are taken; no address: nowhere.
+    #[inline(always)]
+    pub const fn listener(&self, destination: Address) -> Endpoint {
+        Endpoint::new(if destination.is_v4() { self.v4 } else { self.v6 }, Self::OUTBOUND)
+    }
+
     /// Where connections that come without TLS are steered to.
     pub const PLAIN: u16 = 15006;
     /// Where the proxy takes tunnels for a workload.
@@ -72,5 +78,14 @@ pub struct Node {
     pub alive_until_nanoseconds: u64,
     /// Cookie of the node's own network namespace; 0: not known.
     pub netns: u64,
+    /// [`Node::GUARDED`].
+    pub flags: u32,
+    /// Zero.
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Node>() == 16);
+const _: () = assert!(size_of::<Node>() == 24);
+
+impl Node {
+    /// Policies apply to some workload of this node: then an address of a pod that is no workload's is not open to everybody.
+    pub const GUARDED: u32 = 1;
+}

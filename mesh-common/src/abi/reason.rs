@@ -54,7 +54,7 @@ pub enum Reason {
     InboundDenied = 23,
     /// Inbound: policies guard the workload, and none of them is known for this client.
     InboundNoVerdict = 24,
-    /// Inbound: refused, since the port is the proxy's own.
+    /// Inbound: refused, since the port is the proxy's own, or the address no workload's where policies are in force.
     InboundReserved = 25,
     /// A connection between workloads of this node could not be noted: where policy guards the server, it counts as one without identity.
     CallersLost = 26,

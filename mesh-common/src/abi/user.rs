@@ -41,3 +41,11 @@ pod!(
     VerdictKey,
     WorkloadIdentity,
 );
+
+impl Denial {
+    /// A denial as it lies in the ring.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        // SAFETY: of that size, and every bit pattern is valid (see above); read unaligned.
+        unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() }
+    }
+}

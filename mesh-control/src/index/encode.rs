@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use mesh_common::api::{
     SERVICE_EXTENSION, SERVICE_EXTENSION_TYPE, WORKLOAD_EXTENSION, WORKLOAD_EXTENSION_TYPE,
+    istio::security::{Authorization, Scope},
     istio::workload::{Extension, PortList, Service, Workload},
     mesh::v1::{ServiceExtension, WorkloadExtension},
 };
@@ -33,6 +34,8 @@ const ADDRESS_WORKLOAD: u32 = 1;
 pub(crate) enum Body {
     Service,
     Workload,
+    /// A policy, which is of a type of its own.
+    Policy,
 }
 
 /// Who a node may stand in for: a service account of which a workload is on the node.
@@ -51,10 +54,26 @@ pub(crate) struct Resource {
     pub(crate) namespace: Box<str>,
     /// Hash of the content.
     pub(crate) version: u64,
-    /// An encoded [`Address`].
+    /// An encoded `Address` or `Authorization`.
     pub(crate) bytes: Bytes,
     /// Of a workload that is on a node and has an identity.
     pub(crate) placement: Option<Box<Placement>>,
+    /// A policy that holds for workloads which do not name it.
+    pub(crate) wide: bool,
+}
+
+/// Encodes a policy.
+pub(super) fn policy(name: Name, policy: &Authorization) -> Resource {
+    let bytes: Bytes = policy.encode_to_vec().into();
+    Resource {
+        name,
+        body: Body::Policy,
+        namespace: policy.namespace.as_str().into(),
+        version: xxh3_64(&bytes),
+        bytes,
+        placement: None,
+        wide: policy.scope() != Scope::WorkloadSelector,
+    }
 }
 
 /// Encodes a service; an extension that says nothing is left out.
@@ -71,6 +90,7 @@ pub(super) fn service(name: Name, mut service: Service, extension: &ServiceExten
         version: xxh3_64(&bytes),
         bytes,
         placement: None,
+        wide: false,
     }
 }
 
@@ -98,6 +118,7 @@ pub(super) fn workload(mut workload: Workload, extension: &WorkloadExtension, me
         version: xxh3_64(&bytes),
         bytes,
         placement: None,
+        wide: false,
     }
 }
 

@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{Index, Origin, Owner, selection::Selection};
+use super::{
+    Index, Origin, Owner,
+    joined::Joined,
+    selection::{Chooser, Selection},
+};
 use crate::{
     manifest::{
-        Endpoint, EndpointSlice, Node, NsName, Object, Pod, Service, ServiceEntry, TrafficPolicy,
-        WorkloadEntry,
+        AuthorizationPolicy, Endpoint, EndpointSlice, Kind, Node, NsName, Object, PeerAuthentication, Pod,
+        Service, ServiceEntry, TrafficPolicy, WorkloadEntry,
     },
     store::Change,
 };
@@ -24,6 +28,13 @@ pub(super) struct Inputs {
     pub(super) service_entries: HashMap<NsName, Arc<ServiceEntry>>,
     pub(super) workload_entries: HashMap<NsName, Arc<WorkloadEntry>>,
     pub(super) policies: HashMap<NsName, Arc<TrafficPolicy>>,
+    pub(super) authorizations: HashMap<NsName, Arc<AuthorizationPolicy>>,
+    pub(super) peers: HashMap<NsName, Arc<PeerAuthentication>>,
+    /// The latter by namespace.
+    pub(super) peers_in: HashMap<Arc<str>, BTreeSet<NsName>>,
+    /// Namespaces whose workloads are not announced as meshed.
+    pub(super) outside: HashSet<Arc<str>>,
+    pub(super) joined: Joined,
     /// Slices by the service that they name.
     pub(super) slices_of: HashMap<NsName, BTreeSet<NsName>>,
     /// Endpoints that stand for a pod: position by slice.
@@ -69,7 +80,7 @@ fn by_address(slice: Option<&EndpointSlice>) -> HashMap<Option<IpAddr>, Vec<&End
 }
 
 /// Puts or removes, and tells what was there.
-fn swap<V>(table: &mut HashMap<NsName, V>, name: &NsName, value: Option<V>) -> Option<V> {
+pub(super) fn swap<V>(table: &mut HashMap<NsName, V>, name: &NsName, value: Option<V>) -> Option<V> {
     match value {
         Some(value) => table.insert(name.clone(), value),
         None => table.remove(name),
@@ -77,7 +88,7 @@ fn swap<V>(table: &mut HashMap<NsName, V>, name: &NsName, value: Option<V>) -> O
 }
 
 /// Adds or removes an element of the set under `key`; empty sets are dropped.
-fn link<K: Eq + std::hash::Hash, V: Ord>(
+pub(super) fn link<K: Eq + std::hash::Hash, V: Ord>(
     table: &mut HashMap<K, BTreeSet<V>>,
     key: K,
     value: V,
@@ -108,6 +119,11 @@ impl Index {
             Object::WorkloadEntry(entry) => self.take_workload_entry(name, (!gone).then_some(entry)),
             Object::TrafficPolicy(policy) => self.take_policy(name, (!gone).then_some(policy)),
             Object::Node(node) => self.take_node(name, (!gone).then_some(node)),
+            Object::AuthorizationPolicy(policy) => self.take_authorization(name, (!gone).then_some(policy)),
+            Object::PeerAuthentication(peers) => self.take_peers(name, (!gone).then_some(peers)),
+            Object::Name(Kind::Namespace, meta) => {
+                self.take_namespace(&name.name, (!gone).then_some(&**meta))
+            }
             Object::Name(_, _) => {}
         }
     }
@@ -211,7 +227,7 @@ impl Index {
             self.mark_members(&owner);
             let nothing = BTreeMap::new();
             let selector = service.map_or(&nothing, |service| service.selector());
-            self.inputs.selection.set_selector(&owner, &name.namespace, selector);
+            self.inputs.selection.set_selector(&Chooser::Owner(owner.clone()), &name.namespace, selector);
             self.mark_chosen(&owner);
         }
         self.services.push(owner);
@@ -222,7 +238,7 @@ impl Index {
         self.mark_members(&owner);
         let nothing = BTreeMap::new();
         let selector = entry.and_then(|e| e.selector()).unwrap_or(&nothing);
-        self.inputs.selection.set_selector(&owner, &name.namespace, selector);
+        self.inputs.selection.set_selector(&Chooser::Owner(owner.clone()), &name.namespace, selector);
         swap(&mut self.inputs.service_entries, &name, entry.cloned());
         self.mark_members(&owner);
         self.services.push(owner);
@@ -254,11 +270,17 @@ impl Index {
             None => self.inputs.nodes.remove(&name.name),
         };
         if before.as_deref().map(Node::locality) != node.map(|node| node.locality()) {
-            let placed = self.inputs.placed.get(&name.name).into_iter().flatten();
-            let mut placed: Vec<_> = placed.cloned().collect();
-            placed.sort();
-            placed.into_iter().for_each(|origin| self.workloads.push(origin));
+            self.mark_placed(&name.name);
         }
+        self.note_node(&name.name, node.is_some());
+    }
+
+    /// Marks the workloads on a node.
+    pub(super) fn mark_placed(&mut self, node: &str) {
+        let placed = self.inputs.placed.get(node).into_iter().flatten();
+        let mut placed: Vec<_> = placed.cloned().collect();
+        placed.sort();
+        placed.into_iter().for_each(|origin| self.workloads.push(origin));
     }
 
     /// Marks every workload that is, or may be, a member of the services of `owner`.
@@ -286,7 +308,11 @@ impl Index {
 
     /// Marks the workloads that the selector of `owner` chooses.
     fn mark_chosen(&mut self, owner: &Owner) {
-        self.inputs.selection.chosen(owner).into_iter().for_each(|origin| self.workloads.push(origin));
+        self.inputs
+            .selection
+            .chosen(&Chooser::Owner(owner.clone()))
+            .into_iter()
+            .for_each(|origin| self.workloads.push(origin));
     }
 }
 

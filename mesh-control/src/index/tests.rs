@@ -3,8 +3,19 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
+use mesh_common::api::istio::{
+    security::Authorization,
+    workload::{Address, Workload, address::Type},
+};
+use prost::Message as _;
+
 use super::*;
 use crate::{source::Reading, store::Store};
+
+mod policies;
+
+/// Before the names of policies, which may be those of services.
+const POLICY: &str = "policy ";
 
 /// A file store and an index, and what a subscriber holds.
 struct World {
@@ -15,8 +26,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mesh =
-            Mesh { cluster_id: "C".to_owned(), cluster_domain: "d".to_owned(), trust_domain: "t".to_owned() };
+        let mesh = Mesh {
+            cluster_id: "C".to_owned(),
+            cluster_domain: "d".to_owned(),
+            trust_domain: "t".to_owned(),
+            root_namespace: "root".to_owned(),
+        };
         Self { store: Store::default(), index: Index::new(mesh), held: BTreeMap::new() }
     }
 
@@ -26,18 +41,49 @@ impl World {
             (Arc::from(Path::new(path)), text.clone().map_or(Reading::Gone, Reading::Text))
         });
         let changes = self.store.apply(batch.collect()).changes;
-        let faults: Vec<_> =
-            self.store.errors().into_iter().filter(|e| !e.reason.contains("skipped")).collect();
+        let noted = ["skipped", "counts as PERMISSIVE", "HTTP is not inspected"];
+        let is_note = |reason: &str| noted.iter().any(|note| reason.contains(note));
+        let faults: Vec<_> = self.store.errors().into_iter().filter(|e| !is_note(&e.reason)).collect();
         assert_eq!(faults, [], "the generator writes valid manifests");
-        let delta = self.index.apply(changes);
-        let names = delta.keys().map(|name| name.to_string()).collect();
-        for (name, resource) in delta {
+        let update = self.index.apply(changes);
+        self.hold(update)
+    }
+
+    /// What is told is held; returns the names.
+    fn hold(&mut self, update: Update) -> Vec<String> {
+        let of_policies = |(name, resource): (Name, _)| (Name::from(format!("{POLICY}{name}")), resource);
+        let told: Vec<_> = update.policies.into_iter().map(of_policies).chain(update.addresses).collect();
+        let names = told.iter().map(|(name, _)| name.to_string()).collect();
+        for (name, resource) in told {
             match resource {
                 Some(resource) => drop(self.held.insert(name, resource)),
                 None => drop(self.held.remove(&name)),
             }
         }
         names
+    }
+
+    fn put(&mut self, path: &str, text: &str) -> Vec<String> {
+        self.apply(&[(path.to_owned(), Some(text.to_owned()))])
+    }
+
+    fn remove(&mut self, path: &str) -> Vec<String> {
+        self.apply(&[(path.to_owned(), None)])
+    }
+
+    fn workload(&self, name: &str) -> Workload {
+        let resource = self.held.get(name).unwrap_or_else(|| panic!("{name} in {:?}", self.held.keys()));
+        match Address::decode(resource.bytes.clone()).unwrap().r#type {
+            Some(Type::Workload(workload)) => workload,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn authorization(&self, name: &str) -> Authorization {
+        let name = format!("{POLICY}{name}");
+        let resource =
+            self.held.get(name.as_str()).unwrap_or_else(|| panic!("{name} in {:?}", self.held.keys()));
+        Authorization::decode(resource.bytes.clone()).unwrap()
     }
 }
 
@@ -58,8 +104,11 @@ impl Dice {
 /// One of a few objects in one of its many forms, or its absence.
 fn roll_file(dice: &mut Dice) -> (String, Option<String>) {
     let n = dice.roll(4);
-    let kind = dice.pick(&["service", "pod", "slice", "node", "we", "se", "policy", "pod", "slice"]);
-    let path = format!("{kind}{n}.yaml");
+    let kind = dice.pick(&[
+        "service", "pod", "slice", "node", "we", "se", "policy", "pod", "slice", "authz", "peers", "peers",
+        "ns",
+    ]);
+    let path = if kind == "ns" { "ns.yaml".to_owned() } else { format!("{kind}{n}.yaml") };
     if dice.roll(4) == 0 {
         return (path, None);
     }
@@ -119,7 +168,7 @@ fn roll_file(dice: &mut Dice) -> (String, Option<String>) {
             dice.roll(3)
         ),
         "we" => format!(
-            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}, annotations: {{mesh.dev/node: n{n}}}}}\n\
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{n}, annotations: {{mesh.dev/node: n{n}, mesh.dev/cgroup: w{n}}}}}\n\
              spec: {{address: 10.5.0.{n}, labels: {{app: {label}, tier: x}}, weight: {}}}\n",
             dice.roll(5)
         ),
@@ -133,6 +182,41 @@ fn roll_file(dice: &mut Dice) -> (String, Option<String>) {
             format!(
                 "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: x{n}}}\n\
                  spec: {{hosts: [{n}.{hosts}], resolution: STATIC, ports: [{{number: 80, name: p}}], {members}}}\n"
+            )
+        }
+        "authz" => {
+            let namespace = dice.pick(&["default", "root"]);
+            let selector = dice.pick(&[
+                "",
+                "selector: {matchLabels: {app: a}}, ",
+                "selector: {matchLabels: {app: b, tier: x}}, ",
+            ]);
+            let rule = dice.pick(&[
+                "{to: [{operation: {ports: ['80']}}]}",
+                "{to: [{operation: {paths: [/x]}}]}",
+                "{}",
+            ]);
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{name: a{n}, namespace: {namespace}}}\nspec: {{{selector}rules: [{rule}]}}\n"
+            )
+        }
+        "peers" => {
+            let namespace = dice.pick(&["default", "root"]);
+            let mode = dice.pick(&["STRICT", "PERMISSIVE", "DISABLE", "UNSET"]);
+            let other = dice.pick(&["STRICT", "PERMISSIVE"]);
+            let selected = format!(", selector: {{matchLabels: {{app: {label}}}}}");
+            let ports = format!("{selected}, portLevelMtls: {{80: {{mode: {other}}}}}");
+            let more = dice.pick(&["", &selected, &ports]);
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                 metadata: {{name: q{n}, namespace: {namespace}}}\nspec: {{mtls: {{mode: {mode}}}{more}}}\n"
+            )
+        }
+        "ns" => {
+            let mode = dice.pick(&["none", "ambient"]);
+            format!(
+                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{istio.io/dataplane-mode: {mode}}}}}\n"
             )
         }
         _ => format!(
@@ -157,9 +241,23 @@ fn any_way_to_a_state_leads_to_the_same_resources() {
                 changed.insert(path, text);
             }
             state.extend(changed.clone());
+            let node = format!("n{}", dice.roll(4));
+            let moved = if dice.roll(2) == 0 { world.index.join(&node) } else { world.index.forget(&node) };
+            if moved {
+                let before = world.held.clone();
+                let update = world.index.apply(Vec::new());
+                for name in world.hold(update) {
+                    assert_ne!(
+                        before.get(name.as_str()),
+                        world.held.get(name.as_str()),
+                        "seed {seed}: {name}"
+                    );
+                }
+            }
             let before = world.held.clone();
             let named = world.apply(&changed.into_iter().collect::<Vec<_>>());
             let mut fresh = World::new();
+            fresh.index.remember(world.index.joined().clone());
             fresh.apply(&state.clone().into_iter().collect::<Vec<_>>());
             let differing: Vec<_> = fresh
                 .held
@@ -181,7 +279,9 @@ fn any_way_to_a_state_leads_to_the_same_resources() {
         let gone: Vec<_> = state.into_keys().map(|path| (path, None)).collect();
         world.apply(&gone);
         assert!(world.held.is_empty(), "{:?}", world.held.keys());
-        let Index { inputs, claimed, problems, versions, .. } = world.index;
+        let Index { inputs, claimed, problems, versions, policy_versions, .. } = world.index;
+        assert!(inputs.authorizations.is_empty() && inputs.peers.is_empty() && inputs.peers_in.is_empty());
+        assert!(inputs.outside.is_empty() && policy_versions.is_empty());
         assert!(claimed.is_empty() && problems.is_empty() && versions.is_empty());
         assert!(inputs.placed.is_empty() && inputs.node_of.is_empty() && inputs.endpoints_of.is_empty());
         assert!(inputs.slices_of.is_empty() && inputs.policies_of.is_empty() && inputs.slices.is_empty());

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mesh_common::api::{
-    istio::workload::{self as api, NetworkMode, WorkloadStatus, WorkloadType},
+    istio::workload::{self as api, NetworkMode, TunnelProtocol, WorkloadStatus, WorkloadType},
     mesh::v1::WorkloadExtension,
 };
 
@@ -13,7 +13,7 @@ use super::{
     member::{Members, State, own_state},
     service::octets,
 };
-use crate::manifest::{Meta, NsName, Pod, WorkloadSpec, locality};
+use crate::manifest::{Labels, Meta, NsName, Pod, WorkloadSpec, locality};
 
 /// A workload before its services are written into it.
 struct Draft {
@@ -76,6 +76,8 @@ impl Index {
         if pod.spec.host_network {
             workload.network_mode = NetworkMode::HostNetwork.into();
         }
+        let own = !pod.spec.host_network && !workload.addresses.is_empty();
+        self.write_policy(&Origin::Pod(name.clone()), &pod.metadata.labels, own, &mut workload);
         // The kubelet names the cgroup of a static pod after the hash of its manifest, not after the uid of its mirror.
         let static_pod = pod.metadata.annotations.get("kubernetes.io/config.hash");
         let pod_uid = static_pod.unwrap_or(&pod.metadata.uid).clone();
@@ -91,6 +93,9 @@ impl Index {
         entry.annotation("mesh.dev/node").clone_into(&mut workload.node);
         workload.locality = workload.locality.or_else(|| self.locality_of(&workload.node, ""));
         let cgroup = entry.annotation("mesh.dev/cgroup").to_owned();
+        // Without a cgroup no agent can know its processes.
+        let own = !cgroup.is_empty();
+        self.write_policy(&Origin::WorkloadEntry(name.clone()), &meta.labels, own, &mut workload);
         let extension = WorkloadExtension { cgroup, ..WorkloadExtension::default() };
         Some(Draft { workload, extension, members, state: State::Ready })
     }
@@ -113,6 +118,16 @@ impl Index {
         workload.node = endpoint.node_name.clone().unwrap_or_default();
         workload.locality = self.locality_of(&workload.node, endpoint.zone.as_deref().unwrap_or(""));
         Some(Draft { workload, extension: WorkloadExtension::default(), members, state: State::Ready })
+    }
+
+    /// Writes which policies the workload names, and whether peers reach it through the node proxies; `own`: it may have a
+    /// network namespace of its own.
+    fn write_policy(&self, origin: &Origin, labels: &Labels, own: bool, workload: &mut api::Workload) {
+        let applied = self.policies_of(origin, &workload.namespace);
+        workload.authorization_policies = applied.names;
+        if own && !applied.disabled && self.is_meshed(&workload.node, &workload.namespace, labels) {
+            workload.tunnel_protocol = TunnelProtocol::Hbone.into();
+        }
     }
 
     /// The node's region and zone; `zone` wins where it is known.

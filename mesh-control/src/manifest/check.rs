@@ -51,7 +51,7 @@ impl Checks {
 }
 
 /// A DNS label: what namespaces and ports are named with.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
     !text.is_empty()
         && text.len() <= 63

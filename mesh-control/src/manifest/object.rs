@@ -6,16 +6,18 @@ use serde::de::DeserializeOwned;
 use serde_norway::Value;
 
 use super::{
-    EndpointSlice, Invalid, Meta, Node, NsName, Pod, Service, ServiceEntry, TrafficPolicy, WorkloadEntry,
-    check::Checks,
+    AuthorizationPolicy, EndpointSlice, Invalid, Meta, Node, NsName, PeerAuthentication, Pod, Service,
+    ServiceEntry, TrafficPolicy, WorkloadEntry, check::Checks,
 };
 
 /// The kinds that are known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
+    AuthorizationPolicy,
     EndpointSlice,
     Namespace,
     Node,
+    PeerAuthentication,
     Pod,
     Service,
     ServiceAccount,
@@ -39,6 +41,7 @@ impl Kind {
     pub(crate) fn of(api_version: &str, kind: &str) -> Result<Self, UnknownKind> {
         const ISTIO: [&str; 3] =
             ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+        const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
         let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
         let (found, versions): (Self, &'static [&'static str]) = match (group, kind) {
             ("", "Namespace") => (Self::Namespace, &["v1"]),
@@ -49,6 +52,8 @@ impl Kind {
             ("discovery.k8s.io", "EndpointSlice") => (Self::EndpointSlice, &["discovery.k8s.io/v1"]),
             ("networking.istio.io", "ServiceEntry") => (Self::ServiceEntry, &ISTIO),
             ("networking.istio.io", "WorkloadEntry") => (Self::WorkloadEntry, &ISTIO),
+            ("security.istio.io", "AuthorizationPolicy") => (Self::AuthorizationPolicy, &SECURITY),
+            ("security.istio.io", "PeerAuthentication") => (Self::PeerAuthentication, &SECURITY),
             ("mesh.dev", "TrafficPolicy") => (Self::TrafficPolicy, &["mesh.dev/v1alpha1"]),
             ("mesh.dev", _) => return Err(UnknownKind::Ours),
             (_, _) => return Err(UnknownKind::Foreign),
@@ -59,7 +64,9 @@ impl Kind {
     fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Node => false,
-            Self::EndpointSlice
+            Self::AuthorizationPolicy
+            | Self::EndpointSlice
+            | Self::PeerAuthentication
             | Self::Pod
             | Self::Service
             | Self::ServiceAccount
@@ -86,22 +93,26 @@ impl fmt::Display for Key {
 /// A valid object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Object {
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
     EndpointSlice(Arc<EndpointSlice>),
     Node(Arc<Node>),
+    PeerAuthentication(Arc<PeerAuthentication>),
     Pod(Arc<Pod>),
     Service(Arc<Service>),
     ServiceEntry(Arc<ServiceEntry>),
     TrafficPolicy(Arc<TrafficPolicy>),
     WorkloadEntry(Arc<WorkloadEntry>),
-    /// Namespace and ServiceAccount: known by name, nothing in them is used yet.
+    /// Namespace and ServiceAccount: nothing but their metadata is used.
     Name(Kind, Arc<Meta>),
 }
 
 impl Object {
     pub(crate) fn kind(&self) -> Kind {
         match self {
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
@@ -113,8 +124,10 @@ impl Object {
 
     pub(crate) fn meta(&self) -> &Meta {
         match self {
+            Self::AuthorizationPolicy(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
             Self::Node(o) => &o.metadata,
+            Self::PeerAuthentication(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
             Self::ServiceEntry(o) => &o.metadata,
@@ -152,7 +165,9 @@ impl Object {
             }};
         }
         Some(match kind {
+            Kind::AuthorizationPolicy => checked!(AuthorizationPolicy),
             Kind::EndpointSlice => checked!(EndpointSlice),
+            Kind::PeerAuthentication => checked!(PeerAuthentication),
             Kind::Pod => checked!(Pod),
             Kind::Service => checked!(Service),
             Kind::ServiceEntry => checked!(ServiceEntry),

@@ -65,6 +65,11 @@ impl Agents {
         agents.into_iter().map(|agent| agent.status(contents, now)).collect()
     }
 
+    /// Whether an agent is here for a node.
+    pub(crate) fn is_connected(&self, node: &str) -> bool {
+        self.lock().agents.values().any(|agent| agent.node == node)
+    }
+
     /// Number of agents, and the largest lag in revisions.
     pub(crate) fn summary(&self, contents: &Contents) -> (usize, u64) {
         let connected = self.lock();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mesh_common::api::{
-    ADDRESS_TYPE, COMPLETE, MORE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, COMPLETE, MORE,
     envoy::{
         config::core::v3::Node,
         service::discovery::v3::{
@@ -18,7 +18,7 @@ use mesh_common::api::{
 };
 use prost_types::value::Kind;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::sleep,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,13 +27,15 @@ use tracing::{info, warn};
 
 use super::{
     agents::{Agents, Entry, bounded},
-    session::{self, Answer, Next, Session},
+    session::{self, Answer, Gate, Next, Session},
 };
 use crate::{
     auth::{Caller, Credentials},
-    catalog::{Catalog, Served},
+    catalog::{Catalog, Contents, Revision, Revisions, Served},
+    identity::is_name,
     keeper::InForce,
     metrics::Metrics,
+    pipeline::{Joining, Order},
 };
 
 /// Types that one stream may ask for.
@@ -48,13 +50,14 @@ pub(crate) struct Shared {
     /// Becomes true when the streams are to end.
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) in_force: watch::Receiver<Arc<InForce>>,
+    pub(crate) joining: Joining,
 }
 
 /// The discovery service.
 pub(crate) struct Discovery {
     shared: Shared,
     /// Stands for every type that is not served: a client that waits for a first answer gets an empty one.
-    nothing: Arc<Catalog>,
+    nothing: Arc<Contents>,
 }
 
 impl Discovery {
@@ -90,6 +93,8 @@ impl AggregatedDiscoveryService for Discovery {
             caller,
             opened,
             node: String::new(),
+            named: None,
+            joining: None,
             sessions: Vec::new(),
         };
         tokio::spawn(client.run(request.into_inner(), send));
@@ -100,12 +105,16 @@ impl AggregatedDiscoveryService for Discovery {
 /// One stream.
 struct Client {
     shared: Shared,
-    nothing: Arc<Catalog>,
+    nothing: Arc<Contents>,
     entry: Entry,
     credentials: Credentials,
     caller: Caller,
     opened: SystemTime,
     node: String,
+    /// What it calls its node in the metadata, if that may be.
+    named: Option<String>,
+    /// Completes when everybody may be told that the node has joined.
+    joining: Option<oneshot::Receiver<()>>,
     /// By type.
     sessions: Vec<(String, Session)>,
 }
@@ -139,8 +148,11 @@ impl Client {
         };
         tokio::pin!(expired);
         loop {
-            let revision = *revisions.borrow_and_update();
-            let due = self.due(revision);
+            let now = *revisions.borrow_and_update();
+            let mut joining = self.joining.take();
+            // The first answer is to hold what follows from the client's own coming.
+            let due = if joining.is_some() { None } else { self.due(now) };
+            let mut joined = false;
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(Status::unavailable("the control plane stops")),
@@ -160,9 +172,13 @@ impl Client {
                         permit.send(Ok(response));
                     }
                 }
+                () = wait(&mut joining), if joining.is_some() => joined = true,
                 changed = revisions.changed(), if due.is_none() => {
                     changed.map_err(|gone| Status::unavailable(gone.to_string()))?;
                 }
+            }
+            if !joined && self.joining.is_none() {
+                self.joining = joining;
             }
             self.report();
         }
@@ -179,16 +195,38 @@ impl Client {
         })
     }
 
-    /// The session that has something to say.
-    fn due(&self, revision: u64) -> Option<usize> {
-        self.sessions
-            .iter()
-            .position(|(kind, session)| session.is_due(if kind == ADDRESS_TYPE { revision } else { 0 }))
+    /// The session that has something to say. Policies come before the workloads that may name them.
+    fn due(&self, now: Revisions) -> Option<usize> {
+        let policies = self.session(AUTHORIZATION_TYPE);
+        let waits = policies.is_some_and(|(_, session)| session.is_behind(now.policies));
+        let is_due = |(kind, session): &(String, Session)| match kind.as_str() {
+            ADDRESS_TYPE => !waits && session.is_due(now.addresses, Gate::Open),
+            AUTHORIZATION_TYPE => session.is_due(now.policies, self.gate(now.addresses)),
+            _ => session.is_due(0, Gate::Open),
+        };
+        let first = policies.filter(|(at, _)| is_due(&self.sessions[*at])).map(|(at, _)| at);
+        first.or_else(|| self.sessions.iter().position(is_due))
+    }
+
+    fn session(&self, kind: &str) -> Option<(usize, &Session)> {
+        let at = self.sessions.iter().position(|(other, _)| other == kind)?;
+        Some((at, &self.sessions[at].1))
+    }
+
+    /// What holds back that a policy has gone, when the addresses end at `end`.
+    fn gate(&self, end: Revision) -> Gate {
+        match self.session(ADDRESS_TYPE) {
+            Some((_, session)) => Gate::Behind { end, at: session.position() },
+            None => Gate::Open,
+        }
     }
 
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
             self.introduce(node)?;
+        }
+        if self.sessions.is_empty() {
+            self.join()?;
         }
         let at = self.sessions.iter().position(|(kind, _)| *kind == request.type_url);
         let at = match at {
@@ -240,6 +278,7 @@ impl Client {
                     let reason = format!("metadata NODE_NAME: {name} is not the authenticated node {bound}");
                     return Err(Status::permission_denied(reason));
                 }
+                self.named = Some(bounded(name));
                 name
             }
             Some(
@@ -260,11 +299,40 @@ impl Client {
         Ok(())
     }
 
+    /// Has the node's workloads announced as meshed. A token that is good for any node is good for the one that the metadata
+    /// names, as Istio's clients do.
+    fn join(&mut self) -> Result<(), Status> {
+        let name = self.caller.node.as_deref().or(self.named.as_deref()).filter(|name| is_name(name));
+        let Some(name) = name else { return Ok(()) };
+        if self.shared.joining.joined.borrow().contains_key(name) {
+            return Ok(());
+        }
+        let (done, joining) = oneshot::channel();
+        let order = Order::Join { node: name.into(), done };
+        self.shared.joining.orders.try_send(order).map_err(|error| {
+            warn!(node = %name, %error, "cannot join now");
+            Status::unavailable("too many nodes join at once")
+        })?;
+        self.joining = Some(joining);
+        Ok(())
+    }
+
     /// Makes the response that is due, if any is.
     fn respond(&mut self, at: usize) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        let catalog = Arc::clone(&self.shared.catalog);
+        // Both as they were published together.
+        let (addresses, policies) = (catalog.read(), catalog.policies());
+        let gate = self.gate(addresses.revision());
+        let waits = self.session(AUTHORIZATION_TYPE).is_some_and(|(_, p)| p.is_behind(policies.revision()));
         let (kind, session) = &mut self.sessions[at];
-        let catalog = if kind == ADDRESS_TYPE { &self.shared.catalog } else { &self.nothing };
-        let next = session.next(&catalog.read());
+        let next = match kind.as_str() {
+            // A policy came since it was decided whose turn it is.
+            ADDRESS_TYPE if waits => Next::Again,
+            ADDRESS_TYPE => session.next(&addresses, Gate::Open),
+            AUTHORIZATION_TYPE => session.next(&policies, gate),
+            _ => session.next(&self.nothing, Gate::Open),
+        };
+        drop((addresses, policies));
         match next {
             Next::Idle | Next::Again => Ok(None),
             Next::TooFarBehind => {
@@ -278,7 +346,7 @@ impl Client {
                 let mark = if response.complete { COMPLETE } else { MORE };
                 Ok(Some(DeltaDiscoveryResponse {
                     system_version_info: format!("{}{mark}", response.revision),
-                    resources: response.resources.iter().map(|served| on_wire(served)).collect(),
+                    resources: response.resources.iter().map(|served| on_wire(kind, served)).collect(),
                     type_url: kind.clone(),
                     nonce: response.nonce,
                     removed_resources: response.removed.iter().map(|name| name.to_string()).collect(),
@@ -289,22 +357,27 @@ impl Client {
 
     /// Tells the status how far the agent has come.
     fn report(&self) {
-        let Some((_, session)) = self.sessions.iter().find(|(kind, _)| kind == ADDRESS_TYPE) else { return };
+        let Some((_, session)) = self.session(ADDRESS_TYPE) else { return };
+        let settled = self.session(AUTHORIZATION_TYPE).is_none_or(|(_, policies)| policies.is_settled());
         self.entry.update(|agent| {
             agent.acknowledged = session.acknowledged();
-            agent.settled = session.is_settled();
+            agent.settled = session.is_settled() && settled;
         });
     }
 }
 
-fn on_wire(served: &Served) -> Resource {
+/// Waits for the end of what was begun, however it ended.
+async fn wait(joining: &mut Option<oneshot::Receiver<()>>) {
+    if let Some(joining) = joining {
+        joining.await.ok();
+    }
+}
+
+fn on_wire(kind: &str, served: &Served) -> Resource {
     let resource = &served.resource;
     Resource {
         version: served.version(),
-        resource: Some(prost_types::Any {
-            type_url: ADDRESS_TYPE.to_owned(),
-            value: resource.bytes.to_vec(),
-        }),
+        resource: Some(prost_types::Any { type_url: kind.to_owned(), value: resource.bytes.to_vec() }),
         name: resource.name.to_string(),
         aliases: Vec::new(),
     }

@@ -3,7 +3,7 @@
 //! It holds a position in the catalog's log, not the resources; what is due is worked out when the client can take it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -79,6 +79,20 @@ impl Response {
     }
 }
 
+/// What the client must be told on its other subscription before it is told that something is gone.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Gate {
+    /// Nothing.
+    Open,
+    /// All that there was by then: a workload names a policy until the client knows better.
+    Behind {
+        /// Where the other log ends.
+        end: Revision,
+        /// Where the client stands in it.
+        at: Revision,
+    },
+}
+
 /// A response that awaits its answer: it covered what changed after `from` up to `to`.
 #[derive(Debug)]
 struct InFlight {
@@ -87,6 +101,15 @@ struct InFlight {
     to: Revision,
     /// Where its resources stood before; kept only while refusals are open.
     replaced: Vec<Revision>,
+}
+
+impl Gate {
+    fn lets(self, until: Revision) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Behind { at, .. } => at >= until,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +125,8 @@ pub(super) struct Session {
     compared: bool,
     /// Names that the client holds, but that are gone.
     orphans: Vec<Name>,
+    /// Policies that are gone or hold for fewer workloads, each until the client stands there among the addresses.
+    held_back: BTreeMap<Name, Revision>,
     cursor: Revision,
     /// The first request was answered.
     answered: bool,
@@ -163,10 +188,20 @@ impl Session {
     }
 
     /// True when [`Session::next`] may have something, given the catalog's revision.
-    pub(super) fn is_due(&self, revision: Revision) -> bool {
-        let behind =
-            !self.answered || self.cursor < revision || !self.asked.is_empty() || !self.orphans.is_empty();
+    pub(super) fn is_due(&self, revision: Revision, gate: Gate) -> bool {
+        let released = self.held_back.values().any(|until| gate.lets(*until));
+        let behind = self.is_behind(revision) || !self.orphans.is_empty() || released;
         self.subscribed && self.in_flight.len() < MAX_IN_FLIGHT && behind
+    }
+
+    /// True when the client has not been told of everything that is new, whether or not it can be now.
+    pub(super) fn is_behind(&self, revision: Revision) -> bool {
+        self.subscribed && (!self.answered || self.cursor < revision || !self.asked.is_empty())
+    }
+
+    /// Where the client stands: it was told of all changes before, and of what has gone.
+    pub(super) fn position(&self) -> Revision {
+        if self.orphans.is_empty() { self.cursor } else { 0 }
     }
 
     /// Up to here everything was answered.
@@ -180,8 +215,8 @@ impl Session {
     }
 
     /// Works out what is due.
-    pub(super) fn next(&mut self, contents: &Contents) -> Next {
-        if !self.is_due(contents.revision()) {
+    pub(super) fn next(&mut self, contents: &Contents, gate: Gate) -> Next {
+        if !self.is_due(contents.revision(), gate) {
             return Next::Idle;
         }
         if !self.compared {
@@ -191,15 +226,17 @@ impl Session {
         let mut response = Response::default();
         let mut bytes = 0;
         self.take_asked(contents, &mut response, &mut bytes);
-        if self.take_changes(contents, &mut response, &mut bytes).is_none() {
+        if self.take_changes(contents, gate, &mut response, &mut bytes).is_none() {
             return Next::TooFarBehind;
         }
         let at_end = self.cursor == contents.revision() && self.asked.is_empty();
         if at_end {
             // What has gone is told last, so that what came in its place is there before.
-            self.take_orphans(contents, &mut response);
+            self.take_orphans(contents, gate, &mut response);
+            self.take_released(contents, gate, &mut response, &mut bytes);
         }
-        let ended = at_end && self.orphans.is_empty();
+        let ended =
+            at_end && self.orphans.is_empty() && !self.held_back.values().any(|until| gate.lets(*until));
         if response.items() == 0 && (!ended || self.answered) {
             return if ended { Next::Idle } else { Next::Again };
         }
@@ -213,7 +250,7 @@ impl Session {
         self.in_flight.push_back(InFlight { nonce: self.next_nonce, from, to: self.cursor, replaced });
         response.nonce = self.next_nonce.to_string();
         response.revision = self.cursor;
-        response.complete = ended;
+        response.complete = ended && self.held_back.is_empty();
         Next::Send(response)
     }
 
@@ -229,14 +266,41 @@ impl Session {
         self.compared = true;
     }
 
-    fn take_orphans(&mut self, contents: &Contents, response: &mut Response) {
+    fn take_orphans(&mut self, contents: &Contents, gate: Gate, response: &mut Response) {
         while response.items() < MAX_ITEMS
             && let Some(name) = self.orphans.pop()
         {
+            if let Gate::Behind { end, .. } = gate {
+                self.held_back.insert(name, end);
+                continue;
+            }
             // It may have come back in the meantime, and then comes with the log.
             if contents.get(&name).is_none() {
                 self.asked.remove(&name);
                 response.removed.push(name);
+            }
+        }
+    }
+
+    /// What was held back and need not be any longer, as it is now.
+    fn take_released(&mut self, contents: &Contents, gate: Gate, response: &mut Response, bytes: &mut usize) {
+        let released: Vec<_> = self
+            .held_back
+            .iter()
+            .filter(|(_, until)| gate.lets(**until))
+            .map(|(name, _)| Arc::clone(name))
+            .collect();
+        for name in released {
+            if response.items() >= MAX_ITEMS || *bytes >= MAX_BYTES {
+                return;
+            }
+            self.held_back.remove(&name);
+            match contents.get(&name) {
+                Some(served) => {
+                    *bytes += served.resource.bytes.len();
+                    response.resources.push(Arc::clone(served));
+                }
+                None => response.removed.push(name),
             }
         }
     }
@@ -263,6 +327,7 @@ impl Session {
     fn take_changes(
         &mut self,
         contents: &Contents,
+        gate: Gate,
         response: &mut Response,
         bytes: &mut usize,
     ) -> Option<()> {
@@ -277,7 +342,17 @@ impl Session {
                 Logged::Live(served) => {
                     let name = &served.resource.name;
                     let wanted = self.wildcard || self.names.contains(name);
-                    if wanted && !self.holds(served) {
+                    let had = self.initial.contains_key(&**name);
+                    if !wanted || self.holds(served) {
+                        self.held_back.remove(name);
+                    } else if let Gate::Behind { end, .. } = gate
+                        && !served.resource.wide
+                        && (served.has_narrowed_since(from, had) || self.held_back.contains_key(name))
+                    {
+                        // Until then what the client has holds for workloads that do not name it yet.
+                        self.held_back.insert(Arc::clone(name), end);
+                    } else {
+                        self.held_back.remove(name);
                         *bytes += served.resource.bytes.len();
                         response.resources.push(Arc::clone(served));
                     }
@@ -287,7 +362,10 @@ impl Session {
                     let held = self.initial.remove(&**name).is_some();
                     // Who was never told of a name need not be told that it is gone.
                     if held || (wanted && (*born <= from || self.names.contains(name))) {
-                        response.removed.push(Arc::clone(name));
+                        match gate {
+                            Gate::Open => response.removed.push(Arc::clone(name)),
+                            Gate::Behind { end, .. } => drop(self.held_back.insert(Arc::clone(name), end)),
+                        }
                     }
                 }
             }

@@ -71,3 +71,16 @@ pub(crate) fn pod_uid(name: &str) -> String {
 pub(crate) fn slice_uid(slice: &str, ip: &str) -> String {
     format!("Kubernetes/discovery.k8s.io/EndpointSlice/shop/{slice}/{ip}")
 }
+
+/// A policy of the namespace `shop`; its spec in flow style.
+pub(crate) fn policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+    )
+}
+
+pub(crate) fn peers(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+    )
+}

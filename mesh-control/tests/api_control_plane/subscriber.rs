@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use mesh_common::api::{
-    ADDRESS_TYPE, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, SERVICE_EXTENSION, WORKLOAD_EXTENSION,
     envoy::{
         config::core::v3::Node,
         service::discovery::v3::{
@@ -12,7 +12,10 @@ use mesh_common::api::{
         },
     },
     google::rpc,
-    istio::workload::{Address, Extension, Service, Workload, address::Type},
+    istio::{
+        security::Authorization,
+        workload::{Address, Extension, Service, Workload, address::Type},
+    },
     mesh::v1::{ServiceExtension, WorkloadExtension},
 };
 use prost::Message;
@@ -40,7 +43,11 @@ pub(crate) struct Subscriber {
     responses: Streaming<DeltaDiscoveryResponse>,
     pub(crate) held: BTreeMap<String, Address>,
     pub(crate) versions: HashMap<String, String>,
-    /// Nonce of the last response.
+    pub(crate) policies: BTreeMap<String, Authorization>,
+    /// Every resource put and removed, in the order in which they came; policies with `policy ` before the name.
+    pub(crate) log: Vec<String>,
+    /// Type and nonce of the last response.
+    kind: String,
     pub(crate) nonce: String,
 }
 
@@ -61,15 +68,29 @@ impl Subscriber {
         shows: &Shows,
         first: DeltaDiscoveryRequest,
     ) -> Result<Self, Status> {
+        let name = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("node-a".into())) };
+        let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), name)].into() };
+        Self::open_as(world, shows, first, Some(metadata)).await
+    }
+
+    /// Subscribes to everything, named only by its credentials.
+    pub(crate) async fn nameless(world: &World, shows: &Shows) -> Self {
+        Self::open_as(world, shows, DeltaDiscoveryRequest::default(), None).await.unwrap()
+    }
+
+    async fn open_as(
+        world: &World,
+        shows: &Shows,
+        first: DeltaDiscoveryRequest,
+        metadata: Option<prost_types::Struct>,
+    ) -> Result<Self, Status> {
         let channel = shows.connect(world).await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, outgoing) = mpsc::channel(64);
-        let name = prost_types::Value { kind: Some(prost_types::value::Kind::StringValue("node-a".into())) };
-        let metadata = prost_types::Struct { fields: [("NODE_NAME".to_owned(), name)].into() };
         let node = Node {
             id: "ztunnel~127.0.0.1~agent.mesh-system~mesh-system.svc.cluster.local".into(),
             user_agent_version: "1.2.3".into(),
-            metadata: Some(metadata),
+            metadata,
             ..Node::default()
         };
         let type_url =
@@ -79,12 +100,34 @@ impl Subscriber {
             .delta_aggregated_resources(shows.request(ReceiverStream::new(outgoing)))
             .await?
             .into_inner();
-        let (held, versions, nonce) = (BTreeMap::new(), HashMap::new(), String::new());
-        Ok(Self { requests, responses, held, versions, nonce })
+        Ok(Self {
+            requests,
+            responses,
+            held: BTreeMap::new(),
+            versions: HashMap::new(),
+            policies: BTreeMap::new(),
+            log: Vec::new(),
+            kind: String::new(),
+            nonce: String::new(),
+        })
     }
 
     pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {
         self.requests.send(DeltaDiscoveryRequest { type_url: ADDRESS_TYPE.into(), ..request }).await.unwrap();
+    }
+
+    /// Subscribes to all policies, too.
+    pub(crate) async fn subscribe_policies(&self) {
+        self.subscribe_policies_holding(HashMap::new()).await;
+    }
+
+    pub(crate) async fn subscribe_policies_holding(
+        &self,
+        initial_resource_versions: HashMap<String, String>,
+    ) {
+        let type_url = AUTHORIZATION_TYPE.into();
+        let request = DeltaDiscoveryRequest { type_url, initial_resource_versions, ..Default::default() };
+        self.requests.send(request).await.unwrap();
     }
 
     /// The next response, unanswered.
@@ -92,21 +135,39 @@ impl Subscriber {
         let response = timeout(PATIENCE, self.responses.message()).await.expect("a response in time")?;
         let response = response.expect("the stream stays open");
         self.nonce.clone_from(&response.nonce);
+        self.kind.clone_from(&response.type_url);
+        let policies = response.type_url == AUTHORIZATION_TYPE;
+        let prefix = if policies { "policy " } else { "" };
         for resource in &response.resources {
             let body = resource.resource.as_ref().unwrap();
-            assert_eq!(body.type_url, ADDRESS_TYPE);
-            self.held.insert(resource.name.clone(), Address::decode(body.value.as_slice()).unwrap());
-            self.versions.insert(resource.name.clone(), resource.version.clone());
+            assert_eq!(body.type_url, response.type_url);
+            let name = resource.name.clone();
+            self.log.push(format!("+{prefix}{name}"));
+            self.versions.insert(name.clone(), resource.version.clone());
+            if policies {
+                self.policies.insert(name, Authorization::decode(body.value.as_slice()).unwrap());
+            } else {
+                self.held.insert(name, Address::decode(body.value.as_slice()).unwrap());
+            }
         }
         for name in &response.removed_resources {
-            self.held.remove(name);
-            self.versions.remove(name);
+            self.log.push(format!("-{prefix}{name}"));
+            let gone = if policies {
+                self.policies.remove(name).is_some()
+            } else {
+                self.held.remove(name).is_some()
+            };
+            if gone {
+                self.versions.remove(name);
+            }
         }
         Ok(response)
     }
 
     pub(crate) async fn acknowledge(&self) {
-        self.send(DeltaDiscoveryRequest { response_nonce: self.nonce.clone(), ..Default::default() }).await;
+        let (type_url, response_nonce) = (self.kind.clone(), self.nonce.clone());
+        let request = DeltaDiscoveryRequest { type_url, response_nonce, ..Default::default() };
+        self.requests.send(request).await.unwrap();
     }
 
     pub(crate) async fn refuse(&self, reason: &str) {

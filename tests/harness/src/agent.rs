@@ -205,6 +205,32 @@ impl Agent {
         })
     }
 
+    /// Waits until connections of these workloads can be carried under mutual TLS, and tunnels for them are taken.
+    pub fn wait_for_proxies(&self, names: &[&str]) -> anyhow::Result<()> {
+        wait::until(&format!("{names:?} have their proxy"), PATIENCE, || {
+            let workloads = self.workloads()?;
+            let ready = |name: &str| {
+                let it = workloads.iter().find(|workload| workload["name"] == name);
+                it.is_some_and(|workload| workload["proxy"] == "ready")
+            };
+            let missing: Vec<_> = names.iter().filter(|name| !ready(name)).collect();
+            ensure!(missing.is_empty(), "{missing:?} have not, of {workloads:?}");
+            Ok(())
+        })
+    }
+
+    /// How often the kernel programs took a way, by its name in `/stats`.
+    pub fn reason(&self, name: &str) -> anyhow::Result<u64> {
+        let stats = self.stats()?;
+        let mut all = stats["reasons"].as_array().into_iter().flatten();
+        Ok(all.find(|row| row["reason"] == name).and_then(|row| row["count"].as_u64()).unwrap_or(0))
+    }
+
+    /// `/denials`: what policy refused.
+    pub fn denials(&self) -> anyhow::Result<Value> {
+        admin(&self.node, "/denials")
+    }
+
     /// Runs `meshctl` against its admin socket.
     pub fn meshctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         control::meshctl(self.node.site(), Some(&self.node.admin_socket()), arguments)

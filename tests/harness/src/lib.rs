@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod capture;
 pub mod cgroup;
 pub mod cluster;
 pub mod control;
@@ -32,6 +33,7 @@ pub mod sys;
 pub mod wait;
 
 pub use agent::{Agent, AgentOptions};
+pub use capture::Capture;
 pub use cluster::Cluster;
 pub use control::{Control, ControlOptions};
 pub use manifest::{Algorithm, Endpoint, Service};

@@ -60,6 +60,39 @@ impl Manifests {
     }
 }
 
+/// A PeerAuthentication of `namespace` with this mode; for the workloads labelled `app: APP`, if one is named.
+pub fn peer_authentication(namespace: &str, name: &str, app: Option<&str>, mode: &str) -> Value {
+    let mut spec = json!({"mtls": {"mode": mode}});
+    if let Some(app) = app {
+        spec["selector"] = json!({"matchLabels": {"app": app}});
+    }
+    security("PeerAuthentication", namespace, name, spec)
+}
+
+/// An AuthorizationPolicy of `namespace` with these rules; for the workloads labelled `app: APP`, if one is named.
+pub fn authorization_policy(
+    namespace: &str,
+    name: &str,
+    app: Option<&str>,
+    action: &str,
+    rules: &[Value],
+) -> Value {
+    let mut spec = json!({"action": action, "rules": rules});
+    if let Some(app) = app {
+        spec["selector"] = json!({"matchLabels": {"app": app}});
+    }
+    security("AuthorizationPolicy", namespace, name, spec)
+}
+
+fn security(kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    })
+}
+
 /// How a service picks a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {

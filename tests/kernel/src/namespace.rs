@@ -15,7 +15,8 @@ pub fn enter_new() -> Result<()> {
     loopback_up().context("cannot bring the loopback interface up")
 }
 
-fn loopback_up() -> Result<()> {
+/// Brings the loopback interface of the current thread's namespace up.
+pub fn loopback_up() -> Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: an all-zero ifreq is a valid one, with an empty name.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -5,18 +5,19 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, HashMap, Map, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program};
 use aya::{Ebpf, EbpfLoader, Pod};
-use mesh_agent::datapath::object::{self, PROGRAMS};
+use mesh_agent::datapath::object::{self, INBOUND, PROGRAMS};
 use mesh_common::abi::{
-    Affinity, AffinityKey, Backend, CounterKey, Counters, Endpoint, FlowKey, FlowValue, Load, Page, Pointer,
-    ServiceKey, SourceKey, WorkloadIdentity, map,
+    Address, Affinity, AffinityKey, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Endpoint,
+    FlowKey, FlowValue, Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Proxy, ServiceKey,
+    SourceKey, Verdict, VerdictKey, WorkloadIdentity, map,
 };
 
 /// Entries of the maps that a test fills; small, since many sandboxes are made.
-const SIZES: [(&str, u32); 10] = [
+const SIZES: [(&str, u32); 17] = [
     (map::SERVICES, 64),
     (map::PAGES, 256),
     (map::BACKENDS, 2048),
@@ -27,10 +28,17 @@ const SIZES: [(&str, u32); 10] = [
     (map::UDP_FLOWS, 256),
     (map::UDP_SOURCES, 256),
     (map::COUNTERS, 256),
+    (map::PEERS, 64),
+    (map::PROXIES, 16),
+    (map::ORIGINALS, 256),
+    (map::CALLERS, 256),
+    (map::CLIENTS, 256),
+    (map::VERDICTS, 64),
+    (map::PLAIN_VERDICTS, 64),
 ];
 
 /// Loads every program of the object that the agent embeds.
-#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows dozens of kinds, the mesh uses three")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "aya knows dozens of kinds, the mesh uses four")]
 pub fn load() -> Result<Ebpf> {
     let object =
         object::bytes().context("the kernel programs are not built; run `cargo xtask build-ebpf`")?;
@@ -42,7 +50,7 @@ pub fn load() -> Result<Ebpf> {
     loader.override_global(aya_log::LEVEL, &0u8, true);
     let mut ebpf = loader.load(object).context("cannot create the maps")?;
     let found: BTreeSet<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
-    let expected: BTreeSet<String> = PROGRAMS.into_iter().map(str::to_owned).collect();
+    let expected: BTreeSet<String> = PROGRAMS.into_iter().chain([INBOUND]).map(str::to_owned).collect();
     if found != expected {
         bail!("the object has the programs {found:?}, the tests are for {expected:?}");
     }
@@ -51,6 +59,7 @@ pub fn load() -> Result<Ebpf> {
             Program::CgroupSock(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::SockOps(program) => program.load(),
+            Program::SkLookup(program) => program.load(),
             _ => bail!("{name} is of a kind that no test knows"),
         }
         .with_context(|| format!("this kernel refuses {name}"))?;
@@ -62,7 +71,7 @@ pub fn load() -> Result<Ebpf> {
 pub fn attach(ebpf: &mut Ebpf, cgroup: &Path) -> Result<Vec<FdLink>> {
     let folder = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
     let mut links = Vec::new();
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| *name != INBOUND) {
         links.push(attach_one(program, &folder).with_context(|| format!("cannot attach {name}"))?);
     }
     Ok(links)
@@ -96,6 +105,18 @@ pub fn clear(ebpf: &mut Ebpf) -> Result<()> {
     clear_hash::<AffinityKey, Affinity>(ebpf, map::AFFINITY)?;
     clear_hash::<FlowKey, FlowValue>(ebpf, map::UDP_FLOWS)?;
     clear_hash::<SourceKey, Endpoint>(ebpf, map::UDP_SOURCES)?;
+    clear_hash::<Address, Peer>(ebpf, map::PEERS)?;
+    clear_hash::<u64, Proxy>(ebpf, map::PROXIES)?;
+    clear_hash::<OriginalKey, Original>(ebpf, map::ORIGINALS)?;
+    clear_hash::<CallerKey, Caller>(ebpf, map::CALLERS)?;
+    clear_hash::<ClientKey, Endpoint>(ebpf, map::CLIENTS)?;
+    clear_hash::<VerdictKey, Verdict>(ebpf, map::VERDICTS)?;
+    clear_array(ebpf, map::NODE, Node::default())?;
+    let mut plain: LpmTrie<_, PlainKey, Verdict> = LpmTrie::try_from(named(ebpf, map::PLAIN_VERDICTS)?)?;
+    let keys: Vec<_> = plain.keys().collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| plain.remove(key))?;
+    let mut ring = RingBuf::try_from(named(ebpf, map::DENIALS)?)?;
+    while ring.next().is_some() {}
     clear_array(ebpf, map::PAGES, Page::default())?;
     clear_array(ebpf, map::BACKENDS, Backend::default())?;
     clear_array(ebpf, map::LOADS, Load::default())?;

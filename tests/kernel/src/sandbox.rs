@@ -1,5 +1,6 @@
 //! A network namespace, a cgroup, and the mesh's programs attached to it, with maps that a test fills by hand.
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -7,11 +8,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, SkStorage};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya::programs::SkLookup;
 use aya::programs::links::FdLink;
+use mesh_agent::datapath::object::INBOUND;
+use mesh_agent::datapath::passages::denial;
 use mesh_common::abi::{
-    Address, Algorithm, Backend, CounterKey, Counters, Endpoint, Entry, Load, Page, Pointer, Protocol,
-    Reason, ServiceKey, Socket, WorkloadIdentity, map,
+    Address, Algorithm, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Denial, Endpoint, Entry,
+    Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Protocol, Proxy, Reason, ServiceKey,
+    Socket, Verdict, VerdictKey, WorkloadIdentity, map,
 };
 
 use crate::cgroup::Cgroup;
@@ -42,6 +48,14 @@ impl<'a> Sandbox<'a> {
     pub fn become_workload(&mut self, identity: u64) -> Result<()> {
         let cgroup = self.cgroup.path().to_path_buf();
         self.enroll(&cgroup, identity)
+    }
+
+    /// The sandbox's cgroup is nobody's again.
+    pub fn leave_workload(&mut self) -> Result<()> {
+        let mut workloads: HashMap<_, u64, WorkloadIdentity> =
+            HashMap::try_from(self.map_mut(map::WORKLOADS)?)?;
+        let all: Vec<u64> = workloads.keys().collect::<Result<_, _>>()?;
+        Ok(all.iter().try_for_each(|cgroup| workloads.remove(cgroup))?)
     }
 
     /// A cgroup in the sandbox's becomes this workload, and the process moves there.
@@ -187,6 +201,84 @@ impl<'a> Sandbox<'a> {
         Ok(backends.set(number, slot, 0)?)
     }
 
+    /// An address is this workload's.
+    pub fn peer(&mut self, address: IpAddr, peer: Peer) -> Result<()> {
+        let mut peers: HashMap<_, Address, Peer> = HashMap::try_from(self.map_mut(map::PEERS)?)?;
+        Ok(peers.insert(mapped(address), peer, 0)?)
+    }
+
+    /// What the node proxy has for a workload: it listens at these addresses.
+    pub fn proxy(&mut self, workload: u64, netns: u64, flags: u32, v4: IpAddr, v6: IpAddr) -> Result<()> {
+        let proxy = Proxy { netns, flags, zero: 0, v4: mapped(v4), v6: mapped(v6) };
+        let mut proxies: HashMap<_, u64, Proxy> = HashMap::try_from(self.map_mut(map::PROXIES)?)?;
+        Ok(proxies.insert(workload, proxy, 0)?)
+    }
+
+    /// The node: whether its proxy is alive, the cookie of its namespace, and its flags.
+    pub fn node(&mut self, alive: bool, netns: u64, flags: u32) -> Result<()> {
+        let alive_until_nanoseconds = if alive { u64::MAX } else { 1 };
+        let mut node: Array<_, Node> = Array::try_from(self.map_mut(map::NODE)?)?;
+        Ok(node.set(0, Node { alive_until_nanoseconds, netns, flags, zero: 0 }, 0)?)
+    }
+
+    /// The verdict of a set of policies on a workload, at a port (0: those that no policy names).
+    pub fn verdict(&mut self, source: u64, policies: u32, port: u16, family: u16, action: u16) -> Result<()> {
+        let mut verdicts: HashMap<_, VerdictKey, Verdict> = HashMap::try_from(self.map_mut(map::VERDICTS)?)?;
+        let key = VerdictKey { source, policies, port, family };
+        Ok(verdicts.insert(key, Verdict { policy: 7, rule: 3, action }, 0)?)
+    }
+
+    /// The verdict of a set of policies on whoever comes from a block of addresses without an identity.
+    pub fn plain_verdict(
+        &mut self,
+        policies: u32,
+        port: u16,
+        block: (IpAddr, u32),
+        action: u16,
+    ) -> Result<()> {
+        let mut plain: LpmTrie<_, PlainKey, Verdict> = LpmTrie::try_from(self.map_mut(map::PLAIN_VERDICTS)?)?;
+        let bits = block.1 + if block.0.is_ipv4() { PlainKey::V4_BITS } else { 0 };
+        let key = PlainKey { policies, port, zero: 0, source: mapped(block.0) };
+        let verdict = Verdict { policy: 7, rule: 3, action };
+        Ok(plain.insert(&Key::new(PlainKey::FIXED_BITS + bits, key), verdict, 0)?)
+    }
+
+    /// Where an application meant to connect, as the proxy asks.
+    pub fn original(&self, netns: u64, source: SocketAddr) -> Result<Option<Original>> {
+        let originals: HashMap<_, OriginalKey, Original> = HashMap::try_from(self.map(map::ORIGINALS)?)?;
+        found(originals.get(&OriginalKey { netns, source: endpoint(source), zero: 0 }, 0))
+    }
+
+    /// Who made a connection, as a workload's hook asks.
+    pub fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Result<Option<Caller>> {
+        let callers: HashMap<_, CallerKey, Caller> = HashMap::try_from(self.map(map::CALLERS)?)?;
+        found(callers.get(&CallerKey { source: endpoint(source), destination: endpoint(destination) }, 0))
+    }
+
+    /// The client that an application sees behind the proxy's end of a connection.
+    pub fn client(&mut self, netns: u64, source: SocketAddr, client: SocketAddr) -> Result<()> {
+        let mut clients: HashMap<_, ClientKey, Endpoint> = HashMap::try_from(self.map_mut(map::CLIENTS)?)?;
+        Ok(clients.insert(ClientKey { netns, source: endpoint(source), zero: 0 }, endpoint(client), 0)?)
+    }
+
+    /// The denials that were told since the last time.
+    pub fn denials(&mut self) -> Result<Vec<Denial>> {
+        let mut ring = RingBuf::try_from(self.map_mut(map::DENIALS)?)?;
+        let mut denials = Vec::new();
+        while let Some(bytes) = ring.next() {
+            denials.push(denial(&bytes)?);
+        }
+        Ok(denials)
+    }
+
+    /// Puts the program `inbound` in force in a network namespace, for as long as the link lives.
+    pub fn guard(&mut self, netns: &File) -> Result<FdLink> {
+        let program: &mut SkLookup =
+            self.ebpf.program_mut(INBOUND).context("no program inbound")?.try_into()?;
+        let link = program.attach(netns)?;
+        Ok(program.take_link(link)?.try_into()?)
+    }
+
     /// What the kernel remembers of a socket.
     pub fn record(&self, socket: &impl AsRawFd) -> Result<Option<Socket>> {
         let sockets: SkStorage<_, Socket> = SkStorage::try_from(self.map(map::SOCKETS)?)?;
@@ -234,6 +326,14 @@ impl<'a> Sandbox<'a> {
 
     fn map_mut(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
+    }
+}
+
+fn found<V>(result: Result<V, MapError>) -> Result<Option<V>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -20,6 +20,7 @@ const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t bpf none /sys/fs/bpf
 /bin/busybox mount -t tmpfs none /tmp
 /bin/busybox uname -r
+/bin/busybox insmod /lib/veth.ko
 /bin/tester FILTER
 /bin/busybox echo tester-exit-status $?
 /bin/busybox poweroff -f
@@ -42,6 +43,7 @@ pub(crate) fn build(folder: &Path, tester: &Path, filter: &str) -> Result<PathBu
         let inside = root.join(library.strip_prefix("/").unwrap_or(&library));
         copy(&library, &inside)?;
     }
+    module(&folder.join("root/lib/modules"), "veth", &root.join("lib"))?;
     let init = root.join("init");
     let filter: String = filter.chars().filter(|c| c.is_ascii_alphanumeric() || "_-:".contains(*c)).collect();
     std::fs::write(&init, INIT.replace("FILTER", &filter))
@@ -52,6 +54,18 @@ pub(crate) fn build(folder: &Path, tester: &Path, filter: &str) -> Result<PathBu
     let pack = "find . -print0 | cpio --null --create --format=newc --quiet --owner=0:0 >\"$0\"";
     output(Command::new("sh").args(["-c", pack]).arg(&archive).current_dir(&root))?;
     Ok(archive)
+}
+
+/// Copies a module of the kernel, whatever folder of its package holds it.
+fn module(modules: &Path, name: &str, to: &Path) -> Result<()> {
+    let found = output(Command::new("find").arg(modules).args(["-name", &format!("{name}.ko*")]))?;
+    let found = found.lines().next().with_context(|| format!("{} has no {name}", modules.display()))?;
+    let (from, plain) = (Path::new(found), to.join(format!("{name}.ko")));
+    if from.extension().is_some_and(|extension| extension == "xz") {
+        let unpack = "xz --decompress --stdout \"$0\" >\"$1\"";
+        return output(Command::new("sh").args(["-c", unpack]).arg(from).arg(&plain)).map(drop);
+    }
+    copy(from, &plain)
 }
 
 /// What `ldd` lists, the loader included.

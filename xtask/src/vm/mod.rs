@@ -63,7 +63,7 @@ impl Verdict {
 
 /// Installs what is needed and builds the tester. Returns its path.
 pub(crate) fn prepare() -> Result<PathBuf> {
-    debian::ensure(&["qemu-system-x86", "busybox-static", "cpio"], "testing on other kernels")?;
+    debian::ensure(&["qemu-system-x86", "busybox-static", "cpio", "xz-utils"], "testing on other kernels")?;
     ebpf::build(false)?;
     execute(cargo().args(["build", "--package", "mesh-kernel-tests", "--bins"]))?;
     Ok(paths::program("mesh-kernel-tests"))

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 
 use super::headers::{self, Asked, BadRequest};
 use crate::proxy::stream::Reason;
@@ -62,9 +62,16 @@ impl Server {
 }
 
 impl Incoming {
-    /// Gives the stream.
-    pub fn accept(mut self) -> Result<(SendStream<Bytes>, RecvStream), h2::Error> {
-        let send = self.respond.send_response(Response::new(()), false)?;
+    /// Gives the stream. The baggage describes the workload to the peer's telemetry.
+    pub fn accept(
+        mut self,
+        baggage: Option<&HeaderValue>,
+    ) -> Result<(SendStream<Bytes>, RecvStream), h2::Error> {
+        let mut response = Response::new(());
+        if let Some(baggage) = baggage {
+            response.headers_mut().insert("baggage", baggage.clone());
+        }
+        let send = self.respond.send_response(response, false)?;
         Ok((send, self.receive))
     }
 

@@ -36,7 +36,7 @@ async fn tunnel(
                 next.refuse(answer.unwrap_err()).unwrap();
                 continue;
             };
-            let (send, receive) = next.accept().unwrap();
+            let (send, receive) = next.accept(None).unwrap();
             let (application, mut socket) = sockets().await;
             tokio::spawn(async move { relay(&mut socket, send, receive).await });
             streams.send((asked, Some(application))).await.unwrap();

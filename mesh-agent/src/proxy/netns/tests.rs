@@ -1,38 +1,10 @@
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use super::*;
-
-/// A network namespace of a test's own, with its loopback up.
-struct Pod(String);
-
-impl Pod {
-    /// None without the rights to make one.
-    fn new(name: &str) -> Option<Self> {
-        let pod = Self(format!("mesh-agent-{name}-{}", std::process::id()));
-        let made = Command::new("ip").args(["netns", "add", &pod.0]).status();
-        if !made.is_ok_and(|status| status.success()) {
-            eprintln!("skipped: network namespaces need root and iproute2");
-            return None;
-        }
-        let up = Command::new("ip").args(["-n", &pod.0, "link", "set", "lo", "up"]).status();
-        assert!(up.unwrap().success());
-        Some(pod)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        drop(Command::new("ip").args(["netns", "del", &self.0]).status());
-    }
-}
+use crate::fixtures::NetworkNamespace;
 
 fn threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -43,7 +15,7 @@ fn threads() -> usize {
 
 #[tokio::test]
 async fn sockets_are_in_the_pod_and_only_there() {
-    let Some(pod) = Pod::new("sockets") else { return };
+    let Some(pod) = NetworkNamespace::new() else { return };
     let address: SocketAddr = "127.0.0.1:15008".parse().unwrap();
     {
         let namespace = Namespace::open(&pod.path()).unwrap();
@@ -56,7 +28,8 @@ async fn sockets_are_in_the_pod_and_only_there() {
         client.write_all(b"hello").await.unwrap();
         accepted.read_exact(&mut [0; 5]).await.unwrap();
         let from = "127.0.0.9:0".parse().unwrap();
-        let (client, accepted) = tokio::join!(namespace.connect_from(from, address), listener.accept());
+        let client = namespace.bound(from, address).await.unwrap();
+        let (client, accepted) = tokio::join!(client.connect(address), listener.accept());
         drop(client.unwrap());
         assert_eq!(accepted.unwrap().1.ip(), from.ip());
         // More than are made ahead, each of them in the pod.

@@ -42,14 +42,18 @@ impl Size {
 pub struct Budget {
     large: AtomicUsize,
     limit: usize,
-    refused: AtomicU64,
+    refused: Arc<AtomicU64>,
 }
 
 impl Budget {
     /// At most `bytes` in large buffers. Each connection gets small ones in any case, or it could not end.
     pub fn new(bytes: usize) -> Arc<Self> {
-        let limit = bytes / (SLOT * SLOTS);
-        Arc::new(Self { large: AtomicUsize::new(0), limit, refused: AtomicU64::new(0) })
+        Self::counting(bytes, Arc::default())
+    }
+
+    /// As [`Self::new`]; `refused` is added to when a connection has to do with a small one.
+    pub fn counting(bytes: usize, refused: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self { large: AtomicUsize::new(0), limit: bytes / (SLOT * SLOTS), refused })
     }
 
     /// How often a connection had to do with a small buffer.

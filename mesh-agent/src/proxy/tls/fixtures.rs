@@ -96,6 +96,12 @@ impl Held {
     }
 }
 
+impl Held {
+    pub(crate) fn remove(&self, id: &SpiffeId) {
+        self.0.lock().unwrap().remove(id);
+    }
+}
+
 impl Certificates for Held {
     fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
         self.0.lock().unwrap().get(id).cloned()

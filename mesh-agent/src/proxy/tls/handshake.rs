@@ -42,6 +42,9 @@ pub enum HandshakeError {
     /// No protocol in common, or none named.
     #[error("handshake: the peer does not speak mesh-stream/1 or h2")]
     NoProtocol,
+    /// What was sent is no record: waiting for the rest of it would be in vain.
+    #[error("handshake: the peer does not speak TLS")]
+    NotTls,
     /// Records or a handshake longer than any of ours.
     #[error("handshake: too long")]
     TooLong,
@@ -206,6 +209,9 @@ impl<E: End> Driver<E> {
         loop {
             if let Some(header) = self.received[from..].first_chunk::<HEADER>() {
                 let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+                if !matches!(header, [20..=23, 3, ..]) {
+                    return Err(HandshakeError::NotTls);
+                }
                 if length > RECORD {
                     return Err(HandshakeError::TooLong);
                 }

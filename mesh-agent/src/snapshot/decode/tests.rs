@@ -197,8 +197,20 @@ fn what_nothing_here_reads_may_have_any_value() {
     message.ip_families = 77;
     good_service(message);
     let mut message = workload(POD, "10.0.0.1", "", &[]);
-    (message.tunnel_protocol, message.workload_type) = (77, 77);
+    message.workload_type = 77;
     parsed_workload(message);
+}
+
+#[test]
+fn mutual_tls_is_for_workloads_with_an_address_of_their_own() {
+    let mut message = workload(POD, "10.0.0.1", "node-a", &[]);
+    assert!(!parsed_workload(message.clone()).meshed);
+    message.tunnel_protocol = wire::TunnelProtocol::LegacyIstioMtls.into();
+    assert!(!parsed_workload(message.clone()).meshed);
+    message.tunnel_protocol = wire::TunnelProtocol::Hbone.into();
+    assert!(parsed_workload(message.clone()).meshed);
+    message.network_mode = wire::NetworkMode::HostNetwork.into();
+    assert!(!parsed_workload(message).meshed);
 }
 
 #[test]
@@ -212,6 +224,7 @@ fn names_have_to_match_the_content() {
         (refused_service(|s| s.namespace = "a/b".to_owned()), "service.namespace"),
         (refused_workload(|w| w.uid.clear()), "workload.uid"),
         (refused_workload(|w| w.uid = "x".repeat(2_000)), "workload.uid"),
+        (refused_workload(|w| w.tunnel_protocol = 77), "workload.tunnel_protocol"),
         (refused_workload(|w| w.node = "a\nb".to_owned()), "workload.node"),
         (
             refused_workload(|w| _ = w.services.insert(String::new(), wire::PortList::default())),
@@ -289,6 +302,22 @@ fn bytes_at_random_are_refused_and_never_panic() {
 }
 
 #[test]
+fn policies_are_kept_once_each_and_in_order() {
+    let names = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let pod = workload(POD, "10.0.0.7", "node-a", &[]);
+        of_workload(wire::Workload { authorization_policies: names, ..pod }, "1")
+    };
+    let Resource::Workload(read) = parsed(&names(&["b/x", "a/y", "b/x"])).resource else {
+        panic!("a service")
+    };
+    let read: Vec<&str> = read.policies().iter().map(|name| &**name).collect();
+    assert_eq!(read, ["a/y", "b/x"]);
+    let wrong = decode_one(names(&["a/y", ""]), &mut Interner::new("n")).unwrap_err();
+    assert!(wrong.reason.contains("workload.authorization_policies[1]: missing"), "{}", wrong.reason);
+}
+
+#[test]
 fn what_is_written_for_the_disk_reads_the_same() {
     use super::super::encode::encode;
     let extension = ext::WorkloadExtension {
@@ -300,6 +329,7 @@ fn what_is_written_for_the_disk_reads_the_same() {
     let mut pod = extend_workload(workload(POD, "fd00::7", "node-a", &[WEB]), &extension);
     pod.capacity = Some(0);
     pod.trust_domain = "mesh.example".to_owned();
+    pod.authorization_policies = vec!["shop/one".to_owned()];
     pod.network_mode = 1;
     let udp =
         ext::ServiceExtension { udp_ports: ports(&[(53, 0)]), algorithm: 2, affinity_timeout_seconds: 5 };

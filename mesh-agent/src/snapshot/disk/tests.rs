@@ -1,5 +1,7 @@
 use super::super::Snapshot;
-use super::super::fixtures::{of_service, of_workload, service, update, workload};
+use mesh_common::api::istio::security::Scope;
+
+use super::super::fixtures::{of_policy, of_service, of_workload, policy, service, update, workload};
 use super::*;
 use crate::fixtures::Directory;
 
@@ -15,9 +17,19 @@ fn shop() -> Snapshot {
     snapshot
 }
 
+/// One that is understood, and two that are not.
+fn policies() -> Vec<Arc<Authorization>> {
+    let good = of_policy(policy("shop/one", Scope::Namespace), "3");
+    let mut odd = of_policy(policy("shop/two", Scope::Global), "4");
+    let nothing = xds::Resource { name: "shop/three".to_owned(), ..xds::Resource::default() };
+    odd.resource.as_mut().unwrap().value.push(0xff);
+    [good, odd, nothing].map(|resource| Arc::new(Authorization::read(resource))).into()
+}
+
 fn saved() -> Directory {
     let directory = Directory::new();
-    save(directory.path(), "node-a", &shop().held()).unwrap();
+    let held = shop().held().with_policies(Some(policies()));
+    save(directory.path(), "node-a", &held).unwrap();
     directory
 }
 
@@ -28,8 +40,10 @@ fn reload(directory: &Directory) -> Result<Option<Held>, LoadError> {
 #[test]
 fn what_was_saved_comes_back() {
     let directory = saved();
+    let mut held = reload(&directory).unwrap().unwrap();
+    assert_eq!(held.take_policies(), Some(policies()));
     let mut back = Snapshot::new();
-    back.restore(reload(&directory).unwrap().unwrap());
+    back.restore(held);
     let snapshot = shop();
     assert_eq!(back.versions(), snapshot.versions());
     for workload in snapshot.workloads() {
@@ -41,6 +55,25 @@ fn what_was_saved_comes_back() {
 }
 
 #[test]
+fn policies_that_were_not_known_are_not_taken_for_none() {
+    let directory = Directory::new();
+    for policies in [None, Some(Vec::new())] {
+        save(directory.path(), "node-a", &shop().held().with_policies(policies.clone())).unwrap();
+        assert_eq!(reload(&directory).unwrap().unwrap().take_policies(), policies);
+    }
+}
+
+#[test]
+fn a_file_from_before_policies_is_not_used() {
+    let directory = saved();
+    let mut old = fs::read(path(directory.path())).unwrap();
+    old[8] = 1;
+    fs::write(path(directory.path()), old).unwrap();
+    let error = reload(&directory).unwrap_err();
+    assert!(matches!(error, LoadError::Format { found: 1, .. }), "{error}");
+}
+
+#[test]
 fn nothing_saved_is_no_error() {
     assert!(reload(&Directory::new()).unwrap().is_none());
 }
@@ -49,7 +82,7 @@ fn nothing_saved_is_no_error() {
 fn saving_replaces_the_last_one_and_leaves_nothing_else() {
     let directory = saved();
     save(directory.path(), "node-a", &Snapshot::new().held()).unwrap();
-    assert_eq!(reload(&directory).unwrap().unwrap().0, []);
+    assert_eq!(reload(&directory).unwrap().unwrap().resources, []);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use mesh_common::api::ADDRESS_TYPE;
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
+use mesh_common::api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -22,6 +22,7 @@ use crate::identity::access::{CONNECT_TIMEOUT, PING_INTERVAL, PING_TIMEOUT};
 use crate::identity::testing::{Authority, Files, node};
 use crate::snapshot::Snapshot;
 use crate::snapshot::fixtures::{of_service, of_workload, service, workload};
+use crate::xds::Versions;
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const SOON: Duration = Duration::from_secs(20);
@@ -90,6 +91,8 @@ struct World {
     server: JoinHandle<()>,
     client: JoinHandle<()>,
     snapshot: Snapshot,
+    /// What is told to be held of policies.
+    policies: HashMap<String, String>,
 }
 
 impl Drop for World {
@@ -114,7 +117,16 @@ impl World {
         let plane = Plane { talks, refuse: Arc::clone(&refuse) };
         let server = serve_with(listener, plane, authority.server_tls(&[clients]));
         let (client, events) = agent_with(files.access(address, store));
-        Self { talks: received, refuse, events, address, server, client, snapshot: Snapshot::new() }
+        Self {
+            talks: received,
+            refuse,
+            events,
+            address,
+            server,
+            client,
+            snapshot: Snapshot::new(),
+            policies: HashMap::new(),
+        }
     }
 
     async fn event(&mut self) -> XdsEvent {
@@ -122,11 +134,12 @@ impl World {
             let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event");
             let event = event.expect("the client ended");
             let XdsEvent::Versions { reply } = event else { return event };
-            reply.send(self.snapshot.versions()).unwrap();
+            let versions = Versions { addresses: self.snapshot.versions(), policies: self.policies.clone() };
+            reply.send(versions).unwrap();
         }
     }
 
-    /// The stream that the agent opens next, with its first request.
+    /// The stream that the agent opens next, with its first request for addresses; the one for policies comes before it.
     async fn stream(&mut self) -> (Talk, DeltaDiscoveryRequest) {
         let connected = async {
             loop {
@@ -139,7 +152,11 @@ impl World {
         };
         tokio::time::timeout(SOON, connected).await.expect("no stream");
         let mut talk = self.talks.recv().await.unwrap();
+        let policies = talk.request().await;
+        assert_eq!(policies.type_url, AUTHORIZATION_TYPE);
+        assert_eq!(policies.initial_resource_versions, self.policies);
         let first = talk.request().await;
+        assert_eq!(first.type_url, ADDRESS_TYPE);
         (talk, first)
     }
 
@@ -330,7 +347,7 @@ async fn a_plane_that_is_away_is_found_when_it_comes() {
     let answer = tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             if let XdsEvent::Versions { reply } = event {
-                reply.send(HashMap::new()).unwrap();
+                reply.send(Versions::default()).unwrap();
             }
         }
     });
@@ -355,9 +372,11 @@ async fn what_is_no_control_plane_at_all_is_survived() {
     let mut failures = 0;
     while failures < 2 {
         match tokio::time::timeout(SOON, events.recv()).await.unwrap().unwrap() {
-            XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
+            XdsEvent::Versions { reply } => reply.send(Versions::default()).unwrap(),
             XdsEvent::Disconnected { .. } => failures += 1,
-            event @ (XdsEvent::Connected | XdsEvent::Delta { .. }) => panic!("{event:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => {
+                panic!("{event:?}")
+            }
         }
     }
     assert!(!client.is_finished());

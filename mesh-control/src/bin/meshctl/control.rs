@@ -6,7 +6,8 @@ use anyhow::{Context as _, anyhow};
 use mesh_common::api::{
     istio::workload::{Address, Service, Workload, address::Type},
     mesh::v1::{
-        ListRequest, StatusRequest, StatusResponse, list_request::Kind, management_client::ManagementClient,
+        ForgetNodeRequest, ListRequest, StatusRequest, StatusResponse, list_request::Kind,
+        management_client::ManagementClient,
     },
 };
 use tonic::{
@@ -49,6 +50,11 @@ impl Control {
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<StatusResponse> {
         Ok(self.0.status(StatusRequest {}).await.map_err(refused)?.into_inner())
+    }
+
+    pub(crate) async fn forget_node(&mut self, node: &str) -> anyhow::Result<()> {
+        let request = ForgetNodeRequest { node: node.to_owned() };
+        self.0.forget_node(request).await.map(drop).map_err(refused)
     }
 
     async fn list(&mut self, kind: Kind, namespace: &str) -> anyhow::Result<Vec<Address>> {

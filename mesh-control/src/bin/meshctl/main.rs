@@ -57,6 +57,8 @@ enum Command {
     Status,
     /// What the kernel of this node holds, from its agent.
     Node { what: NodeView },
+    /// Has peers treat the workloads of a node as outside the mesh: its agent was removed for good.
+    ForgetNode { name: String },
     /// Rotates the certificate authority of a control plane, on its files; it takes them into force by itself.
     Ca {
         #[command(subcommand)]
@@ -97,6 +99,7 @@ enum NodeView {
     Stats,
     Status,
     Certificates,
+    Denials,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -115,17 +118,25 @@ async fn main() -> ExitCode {
             }
         };
     }
-    let shown = match view(cli).await {
-        Ok(view) => view.print(format),
-        Err(error) => Err(error),
+    let done = match &cli.command {
+        Command::ForgetNode { name } => forget(&cli.control_plane, name).await,
+        Command::Get { .. } | Command::Status | Command::Node { .. } | Command::Ca { .. } => {
+            view(cli).await.and_then(|view| view.print(format))
+        }
     };
-    match shown {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("meshctl: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+async fn forget(control_plane: &str, node: &str) -> anyhow::Result<()> {
+    control::Control::connect(control_plane).await?.forget_node(node).await?;
+    println!("{node} is forgotten until an agent joins for it again.");
+    Ok(())
 }
 
 async fn view(cli: Cli) -> anyhow::Result<View> {
@@ -144,7 +155,7 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
         Command::Status => {
             status::status(control::Control::connect(&cli.control_plane).await?.status().await?)
         }
-        Command::Ca { .. } => anyhow::bail!("shows nothing"),
+        Command::Ca { .. } | Command::ForgetNode { .. } => anyhow::bail!("shows nothing"),
         Command::Node { what } => {
             let socket = &cli.agent_socket;
             match what {
@@ -153,6 +164,7 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
                 NodeView::Stats => node::stats(agent::get(socket, "/stats").await?),
                 NodeView::Status => node::status(agent::get(socket, "/status").await?),
                 NodeView::Certificates => node::certificates(agent::get(socket, "/certificates").await?),
+                NodeView::Denials => node::denials(agent::get(socket, "/denials").await?),
             }
         }
     }

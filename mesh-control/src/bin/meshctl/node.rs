@@ -1,5 +1,7 @@
 //! What an agent tells of its node, in tables. The data is passed on as it came.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde_json::Value;
 
 use crate::table::{Table, View};
@@ -45,9 +47,10 @@ pub(crate) fn services(data: Value) -> anyhow::Result<View> {
 }
 
 pub(crate) fn workloads(data: Value) -> anyhow::Result<View> {
-    let mut table = Table::new(&["NAMESPACE", "NAME", "ACCOUNT", "IDENTITY", "CGROUP", "PATH"]);
+    let mut table = Table::new(&["NAMESPACE", "NAME", "ACCOUNT", "PROXY", "IDENTITY", "CGROUP", "PATH"]);
     for workload in items(&data) {
-        let head = ["namespace", "name", "service_account", "identity"].map(|name| text(workload, name));
+        let head =
+            ["namespace", "name", "service_account", "proxy", "identity"].map(|name| text(workload, name));
         let cgroups: Vec<_> = items(&workload["cgroups"]).collect();
         if cgroups.is_empty() {
             table.row(head.clone().into_iter().chain(["none".to_owned(), String::new()]));
@@ -66,6 +69,34 @@ pub(crate) fn certificates(data: Value) -> anyhow::Result<View> {
         table.row(fields.map(|name| text(certificate, name)));
     }
     Ok(View { data, tables: vec![table] })
+}
+
+pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
+    let mut counts = Table::new(&["POLICY", "SIDE", "DENIALS"]);
+    for count in items(&data["counts"]) {
+        counts.row(["policy", "side", "denials"].map(|name| text(count, name)));
+    }
+    let mut last = Table::new(&["AGO", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for denial in items(&data["last"]) {
+        let at = Duration::from_millis(denial["unix_milliseconds"].as_u64().unwrap_or_default());
+        // Who it is, as well as that is known: by its place in the mesh, by its identity, by its address.
+        let who = |end: &Value| {
+            let known = ["workload", "identity", "address"].map(|name| text(end, name));
+            known.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
+        };
+        let (source, destination) = (&denial["source"], &denial["destination"]);
+        last.row([
+            format!("{}s", now.saturating_sub(at).as_secs()),
+            text(denial, "side"),
+            who(source),
+            who(destination),
+            text(destination, "address"),
+            text(denial, "policy"),
+            text(denial, "rule"),
+        ]);
+    }
+    Ok(View { data, tables: vec![counts, last] })
 }
 
 pub(crate) fn stats(data: Value) -> anyhow::Result<View> {

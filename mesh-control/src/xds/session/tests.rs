@@ -1,7 +1,10 @@
 use std::time::Instant;
 
 use super::*;
-use crate::catalog::tests::delta;
+use crate::{
+    catalog::tests::{delta, resource},
+    index::{Delta, Resource},
+};
 
 fn contents(entries: &[(&str, u64)]) -> Contents {
     let mut contents = Contents::default();
@@ -22,7 +25,7 @@ fn subscribed(request: Request) -> Session {
 /// Names put and removed by the next response, which must come.
 fn told(session: &mut Session, contents: &Contents) -> (String, String) {
     loop {
-        match session.next(contents) {
+        match session.next(contents, Gate::Open) {
             Next::Send(response) => {
                 let put: Vec<_> =
                     response.resources.iter().map(|served| served.resource.name.to_string()).collect();
@@ -36,7 +39,7 @@ fn told(session: &mut Session, contents: &Contents) -> (String, String) {
 
 fn is_idle(session: &mut Session, contents: &Contents) -> bool {
     loop {
-        match session.next(contents) {
+        match session.next(contents, Gate::Open) {
             Next::Idle => return true,
             Next::Again => {}
             Next::Send(_) | Next::TooFarBehind => return false,
@@ -115,7 +118,7 @@ fn only_the_last_page_is_said_to_be_the_last() {
     let mut session = subscribed(Request::default());
     let mut complete = Vec::new();
     loop {
-        match session.next(&contents) {
+        match session.next(&contents, Gate::Open) {
             Next::Send(response) => complete.push((response.items(), response.complete)),
             Next::Again => {}
             Next::Idle | Next::TooFarBehind => break,
@@ -227,5 +230,88 @@ fn who_missed_forgotten_removals_starts_anew() {
     let mut session = subscribed(Request::default());
     told(&mut session, &contents);
     change(&mut contents, &all(0));
-    assert!(matches!(session.next(&contents), Next::TooFarBehind));
+    assert!(matches!(session.next(&contents, Gate::Open), Next::TooFarBehind));
+}
+
+/// Policies are let go when the client stands at `at` of the addresses, which end at 7.
+fn behind(at: Revision) -> Gate {
+    Gate::Behind { end: 7, at }
+}
+
+/// Names put and removed by the next response, if one comes, and whether it is the last.
+fn sent(session: &mut Session, contents: &Contents, gate: Gate) -> Option<(String, String, bool)> {
+    match session.next(contents, gate) {
+        Next::Send(response) => {
+            let put: Vec<_> =
+                response.resources.iter().map(|served| served.resource.name.to_string()).collect();
+            Some((put.join(","), response.removed.join(","), response.complete))
+        }
+        Next::Idle => None,
+        other @ (Next::Again | Next::TooFarBehind) => panic!("{other:?}"),
+    }
+}
+
+fn three(put: &str, removed: &str, complete: bool) -> Option<(String, String, bool)> {
+    Some((put.to_owned(), removed.to_owned(), complete))
+}
+
+#[test]
+fn a_removal_waits_for_the_other_subscription_and_what_is_new_does_not() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    let mut session = subscribed(Request::default());
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("a,b", "", true));
+    change(&mut contents, &[("a", 0), ("c", 1)]);
+    assert_eq!(sent(&mut session, &contents, behind(6)), three("c", "", false));
+    assert!(!session.is_due(contents.revision(), behind(6)));
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("", "a", true));
+    assert!(!session.is_due(contents.revision(), behind(7)));
+}
+
+#[test]
+fn what_comes_back_while_its_removal_waits_is_not_removed() {
+    let mut contents = contents(&[("a", 1)]);
+    let mut session = subscribed(Request::default());
+    sent(&mut session, &contents, behind(7)).unwrap();
+    change(&mut contents, &[("a", 0)]);
+    assert_eq!(sent(&mut session, &contents, behind(0)), None);
+    change(&mut contents, &[("a", 2)]);
+    assert_eq!(sent(&mut session, &contents, behind(0)), None);
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("a", "", true));
+    assert_eq!(sent(&mut session, &contents, behind(7)), None);
+}
+
+#[test]
+fn who_returns_is_answered_at_once_and_told_later_what_is_gone() {
+    let contents = contents(&[("a", 1)]);
+    let held = |version: &str| (version.to_owned(), format!("{:016x}", 1));
+    let mut session =
+        subscribed(Request { initial: HashMap::from([held("a"), held("gone")]), ..Request::default() });
+    assert_eq!(sent(&mut session, &contents, behind(0)), three("", "", false));
+    assert_eq!(sent(&mut session, &contents, behind(6)), None);
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("", "gone", true));
+}
+
+#[test]
+fn a_policy_for_fewer_waits_like_a_removal_unless_the_client_never_had_more() {
+    let put = |version, wide| {
+        let resource = Resource { wide, ..resource("a", version) };
+        Delta::from([(Name::from("a"), Some(resource))])
+    };
+    let mut contents = Contents::default();
+    contents.apply(put(1, true), Instant::now());
+    let mut session = subscribed(Request::default());
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("a", "", true));
+    contents.apply(put(2, false), Instant::now());
+    // Edited once more before it was told.
+    contents.apply(put(3, false), Instant::now());
+    assert_eq!(sent(&mut session, &contents, behind(6)), None);
+    assert_eq!(sent(&mut session, &contents, behind(7)), three("a", "", true));
+    contents.apply(put(4, false), Instant::now());
+    assert_eq!(sent(&mut session, &contents, behind(0)), three("a", "", true));
+    // Who comes anew has nothing that could be wider.
+    assert_eq!(sent(&mut subscribed(Request::default()), &contents, behind(0)), three("a", "", true));
+    let initial = HashMap::from([("a".to_owned(), "other".to_owned())]);
+    let mut returned = subscribed(Request { initial, ..Request::default() });
+    assert_eq!(sent(&mut returned, &contents, behind(0)), three("", "", false));
+    assert_eq!(sent(&mut returned, &contents, behind(7)), three("a", "", true));
 }

@@ -89,7 +89,7 @@ fn larger(scene: &mut Scene) -> Result<()> {
         ensure!(now.keys().eq(ids.keys()), "pinned are {:?}", now.keys());
         for (name, id) in &ids {
             // These have no size to change.
-            let same = [map::SOCKETS, map::REASONS].contains(&name.as_str());
+            let same = [map::SOCKETS, map::REASONS, map::NODE, map::DENIALS].contains(&name.as_str());
             ensure!((now[name] == *id) == same, "{name} had id {id}, has {}", now[name]);
         }
         agent.attach()?;

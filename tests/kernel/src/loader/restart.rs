@@ -97,7 +97,7 @@ fn uninstall(scene: &mut Scene) -> Result<()> {
     drop(agent);
     let removed = pins::remove(scene.pin_path())?;
     // And three folders.
-    ensure!(removed.len() == map::ALL.len() + PROGRAMS.len() + 3, "removed {removed:?}");
+    ensure!(removed.len() == map::ALL.len() + PROGRAMS.len() + 4, "removed {removed:?}");
     ensure!(!scene.pin_path().exists(), "{} is still there", scene.pin_path().display());
     passes_unchanged(vip)?;
     ensure!(listeners.spread(listeners.addresses()?[0], 2)? == [2], "the backend is not reached");

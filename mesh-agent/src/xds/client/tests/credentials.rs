@@ -8,9 +8,11 @@ async fn first_reason(address: SocketAddr) -> String {
     let (client, mut events) = agent(address);
     let reason = loop {
         match events.recv().await.unwrap() {
-            XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
+            XdsEvent::Versions { reply } => reply.send(Versions::default()).unwrap(),
             XdsEvent::Disconnected { reason } => break reason,
-            event @ (XdsEvent::Connected | XdsEvent::Delta { .. }) => panic!("{event:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => {
+                panic!("{event:?}")
+            }
         }
     };
     client.abort();
@@ -64,12 +66,14 @@ async fn a_refused_token_is_told_in_the_planes_words_and_counted() {
     let mut refused = 0;
     while refused < 3 {
         match tokio::time::timeout(SOON, events.recv()).await.unwrap().unwrap() {
-            XdsEvent::Versions { reply } => reply.send(HashMap::new()).unwrap(),
+            XdsEvent::Versions { reply } => reply.send(Versions::default()).unwrap(),
             XdsEvent::Disconnected { reason } => {
                 assert!(reason.contains("token of node-b, asked by node-a"), "{reason}");
                 refused += 1;
             }
-            event @ (XdsEvent::Connected | XdsEvent::Delta { .. }) => panic!("{event:?}"),
+            event @ (XdsEvent::Connected | XdsEvent::Delta { .. } | XdsEvent::Policies { .. }) => {
+                panic!("{event:?}")
+            }
         }
     }
     assert_eq!(access.refusals(), 3);
@@ -78,7 +82,7 @@ async fn a_refused_token_is_told_in_the_planes_words_and_counted() {
     let answer = tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             if let XdsEvent::Versions { reply } = event {
-                reply.send(HashMap::new()).unwrap();
+                reply.send(Versions::default()).unwrap();
             }
         }
     });

@@ -1,0 +1,202 @@
+//! The owner's dealings with policies: takes them in, and puts in force what is planned.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh_common::abi::{Address, Peer, PlainKey, Proxy, Verdict, VerdictKey, identity_of};
+use tracing::{info, warn};
+
+use super::Owner;
+use crate::datapath::Datapath;
+use crate::datapath::desired::map_address;
+use crate::datapath::passages::Heartbeat;
+use crate::policy::{PolicyPlan, VerdictMaps};
+use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
+use crate::xds::Versions;
+
+/// What policies are called where resources of several types are listed.
+const KIND: &str = "Authorization";
+
+impl Owner {
+    /// What is held, as a stream begins with it.
+    pub(in crate::app) fn versions(&self) -> Versions {
+        Versions { addresses: self.snapshot.versions(), policies: self.policies.versions() }
+    }
+
+    /// Puts a change of policies in force. It always can be: what is not understood refuses.
+    pub(in crate::app) fn apply_policies(&mut self, update: PolicyUpdate, complete: bool) {
+        let first = complete && !self.policies.counts().complete;
+        let before: BTreeSet<String> = update
+            .updated
+            .iter()
+            .map(|policy| &*policy.name)
+            .chain(update.removed.iter().map(|n| &**n))
+            .map(listed)
+            .collect();
+        self.rejected.retain(|name, _| !before.contains(name));
+        for refused in update.rejected() {
+            self.rejected.insert(listed(&refused.name), refused.reason);
+            self.rejections += 1;
+        }
+        self.unsaved |= first || !(update.updated.is_empty() && update.removed.is_empty());
+        let plan = self.policies.apply(update, complete, &self.snapshot);
+        self.enforce(&plan);
+        if first {
+            info!(policies = self.policies.counts().policies, "all policies have come");
+        }
+    }
+
+    /// Takes the policies that were saved; `None`: none were known, and until they come everything is refused.
+    pub(super) fn restore_policies(&mut self, saved: Option<Vec<Arc<Authorization>>>) {
+        let Some(saved) = saved else { return };
+        for refused in saved.iter().filter_map(|policy| policy.rejected()) {
+            self.rejected.insert(listed(&refused.name), refused.reason);
+        }
+        let plan = self.policies.restore(saved, &self.snapshot);
+        self.enforce(&plan);
+    }
+
+    /// Gives workloads that changed their sets of policies.
+    pub(super) fn guard(&mut self, changed: &Changed) {
+        let plan = self.policies.workloads(changed, &self.snapshot);
+        self.enforce(&plan);
+        for workload in &changed.workloads {
+            let uid = workload.uid();
+            if self.snapshot.workload(&uid).is_none() {
+                self.peer(&uid, None, 0);
+            }
+        }
+    }
+
+    /// Does again what failed.
+    pub(super) fn tend_policies(&mut self, now: Instant) {
+        let plan = self.policies.tick(&self.snapshot, now);
+        self.enforce(&plan);
+        for (uid, proxy) in std::mem::take(&mut self.untold) {
+            self.proxy(&uid, proxy);
+        }
+        for uid in self.unplaced.clone() {
+            let workload = self.snapshot.workload(&uid).cloned();
+            let set = workload.as_ref().map_or(0, |workload| self.policies.set_of(workload));
+            self.peer(&uid, workload.as_ref(), set);
+        }
+    }
+
+    /// Takes over what the kernel holds, before anything else.
+    pub(in crate::app) fn adopt_policies(&mut self) -> anyhow::Result<()> {
+        let peers = self.datapath.peers();
+        let (verdicts, plain) = (peers.verdicts()?, peers.plain_verdicts()?);
+        let sets: Vec<u32> = peers.sets().collect();
+        self.policies.adopt(sets.into_iter(), verdicts.into_iter(), plain.into_iter());
+        Ok(())
+    }
+
+    /// All that the kernel holds has been compared with what the control plane said: what is of an agent before this one goes.
+    pub(super) fn drop_adopted(&mut self) {
+        let snapshot = &self.snapshot;
+        let known: HashSet<u64> =
+            snapshot.workloads().map(|workload| identity_of(&workload.uid()).0).collect();
+        if let Err(error) = self.datapath.peers().retain(|workload| known.contains(&workload)) {
+            warn!(%error, "workloads that are no more could not be taken out of the kernel");
+        }
+        let enrolled: HashSet<u64> = self.enrollment.list().iter().map(|of| identity_of(&of.uid).0).collect();
+        let strangers: Vec<u64> =
+            self.datapath.peers().proxied().filter(|workload| !enrolled.contains(workload)).collect();
+        for workload in strangers {
+            if let Err(error) = self.datapath.peers().set_proxy(workload, None) {
+                warn!(%error, "what an earlier proxy had for a workload could not be taken out of the kernel");
+            }
+        }
+        let plan = self.policies.drop_adopted();
+        self.enforce(&plan);
+    }
+
+    /// Puts a plan in force: verdicts, then peers, then what no peer leads to any more goes.
+    fn enforce(&mut self, plan: &PolicyPlan) {
+        if plan.is_empty() {
+            return;
+        }
+        self.policies.write(plan, &mut Kernel(&mut self.datapath));
+        for (workload, set) in &plan.sets {
+            self.peer(&workload.uid(), Some(workload), *set);
+        }
+        self.policies.clean(plan, &mut Kernel(&mut self.datapath));
+        self.tell_guarded();
+    }
+
+    /// Tells the kernel whose a workload's addresses are. What could not be told is tried again.
+    pub(super) fn peer(&mut self, uid: &str, workload: Option<&Arc<Workload>>, policies: u32) {
+        let wanted = workload.map_or_else(Vec::new, |workload| self.addresses(uid, workload, policies));
+        match self.datapath.peers().put(identity_of(uid).0, &wanted) {
+            Ok(()) => drop(self.unplaced.remove(uid)),
+            Err(error) => {
+                if self.unplaced.insert(uid.into()) {
+                    warn!(workload = uid, %error, "a workload's addresses are not in the kernel; it will be tried again");
+                }
+            }
+        }
+    }
+
+    /// Those of a workload on a host network are its node's.
+    fn addresses(&self, uid: &str, workload: &Workload, policies: u32) -> Vec<(Address, Peer)> {
+        if workload.host_network {
+            return Vec::new();
+        }
+        let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
+        let meshed = if workload.meshed { Peer::MESHED } else { 0 };
+        let peer = Peer { workload: identity_of(uid).0, flags: local | meshed, policies };
+        workload.addresses.iter().map(|address| (map_address(*address), peer)).collect()
+    }
+
+    /// The heartbeat that tells the kernel whether policies are in force, too.
+    pub(in crate::app) fn beats_with(&mut self, heartbeat: Arc<Heartbeat>) {
+        self.heartbeat = Some(heartbeat);
+        self.tell_guarded();
+    }
+
+    /// Tells the kernel what the proxy has for a workload. What could not be told is tried again.
+    pub(in crate::app) fn proxy(&mut self, uid: &Arc<str>, proxy: Option<Proxy>) {
+        match self.datapath.peers().set_proxy(identity_of(uid).0, proxy) {
+            Ok(()) => drop(self.untold.remove(uid)),
+            Err(error) => {
+                warn!(workload = %uid, %error, "what the proxy has for a workload is not in the kernel; it will be tried again");
+                self.untold.insert(Arc::clone(uid), proxy);
+            }
+        }
+    }
+
+    fn tell_guarded(&mut self) {
+        let guarded = self.datapath.peers().is_guarded();
+        if let Some(heartbeat) = &self.heartbeat
+            && let Err(error) = heartbeat.guarded(guarded)
+        {
+            warn!(%error, "whether policies are in force could not be told the kernel");
+        }
+    }
+}
+
+/// The maps of policies, as plans want them.
+struct Kernel<'a>(&'a mut Datapath);
+
+impl VerdictMaps for Kernel<'_> {
+    fn put(&mut self, key: &VerdictKey, verdict: &Verdict) -> Result<(), String> {
+        self.0.peers().set_verdict(key, Some(*verdict)).map_err(|error| error.to_string())
+    }
+
+    fn remove(&mut self, key: &VerdictKey) -> Result<(), String> {
+        self.0.peers().set_verdict(key, None).map_err(|error| error.to_string())
+    }
+
+    fn put_plain(&mut self, prefix: u32, key: &PlainKey, verdict: &Verdict) -> Result<(), String> {
+        self.0.peers().set_plain(prefix, key, Some(*verdict)).map_err(|error| error.to_string())
+    }
+
+    fn remove_plain(&mut self, prefix: u32, key: &PlainKey) -> Result<(), String> {
+        self.0.peers().set_plain(prefix, key, None).map_err(|error| error.to_string())
+    }
+}
+
+fn listed(name: &str) -> String {
+    format!("{KIND} {name}")
+}

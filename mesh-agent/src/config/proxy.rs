@@ -1,0 +1,133 @@
+//! Flags of the node proxy.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::ConfigError;
+use crate::proxy::limits::Limits;
+
+/// Flags of the node proxy. Limits hold for each pod and each side (connections of the pod, connections to it), so that no pod can
+/// starve its node.
+#[derive(Debug, Clone, Args)]
+pub struct ProxyArgs {
+    /// Connections that a stopping agent lets end by themselves are reset after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub drain_timeout: f64,
+    /// Connections to an endpoint that has gone are ended after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub endpoint_grace: f64,
+    /// Most connections of a pod through the proxy, and most to it
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    pub proxy_max_connections: usize,
+    /// Most handshakes of a pod at a time; more of them wait
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub proxy_max_handshakes: usize,
+    /// Most memory of a pod's busy connections, in MiB; more of them go on with small buffers
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub proxy_buffers: usize,
+    /// Most tunnels of a pod that wait for the next connection
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub proxy_max_idle_tunnels: usize,
+    /// A tunnel waits so many seconds for the next connection
+    #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]
+    pub proxy_idle_timeout: f64,
+    /// A connection to a node or to an application takes at most so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub proxy_connect_timeout: f64,
+}
+
+/// The node proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// How long a stopping agent waits for connections.
+    pub drain_timeout: Duration,
+    /// How long connections to an endpoint that has gone may go on.
+    pub endpoint_grace: Duration,
+    /// What each side of a pod may use.
+    pub limits: Limits,
+}
+
+/// Longest time of a flag, so that no sum of them overflows.
+const LONGEST: f64 = 86_400.0;
+/// More permits than this, a semaphore does not have; no node has memory for as many connections.
+const MOST: usize = 1 << 24;
+
+impl ProxyArgs {
+    pub(super) fn validate(&self) -> Result<ProxyConfig, ConfigError> {
+        let time = |flag, seconds: f64| match Duration::try_from_secs_f64(seconds) {
+            Ok(time) if seconds <= LONGEST => Ok(time),
+            Ok(_) | Err(_) => {
+                Err(ConfigError { flag, reason: format!("{seconds} is not between 0 and {LONGEST} seconds") })
+            }
+        };
+        let positive = |flag, seconds| match time(flag, seconds)? {
+            Duration::ZERO => Err(ConfigError { flag, reason: "0 leaves no time for anything".to_owned() }),
+            some => Ok(some),
+        };
+        let most = |flag, least: usize, number: usize| {
+            let reason = || format!("{number} is not between {least} and {MOST}");
+            if (least..=MOST).contains(&number) {
+                Ok(number)
+            } else {
+                Err(ConfigError { flag, reason: reason() })
+            }
+        };
+        Ok(ProxyConfig {
+            drain_timeout: time("--drain-timeout", self.drain_timeout)?,
+            endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
+            limits: Limits {
+                connections: most("--proxy-max-connections", 1, self.proxy_max_connections)?,
+                handshakes: most("--proxy-max-handshakes", 1, self.proxy_max_handshakes)?,
+                buffers: most("--proxy-buffers", 0, self.proxy_buffers)? << 20,
+                idle_tunnels: most("--proxy-max-idle-tunnels", 0, self.proxy_max_idle_tunnels)?,
+                idle_timeout: positive("--proxy-idle-timeout", self.proxy_idle_timeout)?,
+                connect_timeout: positive("--proxy-connect-timeout", self.proxy_connect_timeout)?,
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        proxy: ProxyArgs,
+    }
+
+    fn check(flags: &[&str]) -> Result<ProxyConfig, String> {
+        let flags = Flags::try_parse_from([&["test"], flags].concat()).map_err(|error| error.to_string())?;
+        flags.proxy.validate().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn without_flags_the_limits_are_the_defaults() {
+        let config = check(&[]).unwrap();
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.drain_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_used_is_named() {
+        for (flag, value) in [
+            ("--drain-timeout", "-1"),
+            ("--drain-timeout", "nan"),
+            ("--endpoint-grace", "inf"),
+            ("--proxy-idle-timeout", "0"),
+            ("--proxy-connect-timeout", "1e9"),
+            ("--proxy-max-connections", "0"),
+            ("--proxy-max-handshakes", "99999999999"),
+        ] {
+            let error = check(&[&format!("{flag}={value}")]).unwrap_err();
+            assert!(error.contains(flag), "{error}");
+        }
+        assert_eq!(check(&["--drain-timeout=0"]).unwrap().drain_timeout, Duration::ZERO);
+        assert_eq!(check(&["--proxy-buffers=1"]).unwrap().limits.buffers, 1 << 20);
+    }
+}

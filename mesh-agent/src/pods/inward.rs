@@ -1,0 +1,118 @@
+//! Connections to a pod: whether they may be, and how the application sees them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::Shared;
+use super::host::{Denial, Side};
+use super::pod::Served;
+use crate::proxy::host::{Application, Denied, Guard, Inward, Later, Outcome, Wanted};
+
+/// The inbound side of a pod.
+pub(super) struct Inside {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pod: Arc<Served>,
+}
+
+/// An application sees the real client for as long as this lives.
+struct Shown {
+    shared: Arc<Shared>,
+    netns: u64,
+    end: SocketAddr,
+}
+
+impl Guard for Shown {}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.shared.kernel.forget_client(self.netns, self.end);
+    }
+}
+
+/// Whom an application is to see. What a proxy tells of its client is believed as far as it can be seen to be true: a connection
+/// comes from the client's own address, since its proxy is in its own network namespace.
+fn client(wanted: &Wanted) -> SocketAddr {
+    wanted
+        .client
+        .filter(|told| told.ip().to_canonical() == wanted.peer.ip().to_canonical())
+        .unwrap_or(wanted.peer)
+}
+
+impl Inside {
+    async fn connect(&self, wanted: &Wanted) -> io::Result<Application> {
+        let (namespace, to) = (&self.pod.namespace, wanted.destination);
+        let socket = namespace.bound(SocketAddr::new(to.ip(), 0), to).await?;
+        let (end, client, netns) = (socket.local_addr()?, client(wanted), namespace.cookie());
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let shown = self.shared.kernel.show_client(netns, end, client);
+        let guard: Option<Box<dyn Guard>> = match shown {
+            Ok(()) => Some(Box::new(Shown { shared: Arc::clone(&self.shared), netns, end })),
+            Err(error) => {
+                // Policy has been asked with the true address; only the application sees another.
+                self.shared.figures.unshown_clients.fetch_add(1, Relaxed);
+                debug!(%client, %error, "an application will see the proxy's address instead of its client's");
+                None
+            }
+        };
+        Ok(Application { guard, tcp: socket.connect(to).await? })
+    }
+}
+
+impl Inward for Inside {
+    fn permits(&self, wanted: &Wanted) -> Result<(), Denied> {
+        let workload = self.pod.workload();
+        let source_ip = wanted.peer.ip().to_canonical();
+        let (ip, port) = (wanted.destination.ip(), wanted.destination.port());
+        let judged = self.shared.judge.judge(&workload, wanted.source.as_ref(), source_ip, ip, port);
+        if judged.allowed {
+            return Ok(());
+        }
+        let policy = judged.policy.as_deref().unwrap_or_default().to_owned();
+        (self.shared.denied)(Denial {
+            side: Side::Inbound,
+            source: wanted.source.clone(),
+            source_ip,
+            destination: workload,
+            address: wanted.destination,
+            judged,
+        });
+        Err(Denied { policy })
+    }
+
+    fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>> {
+        Box::pin(self.connect(wanted))
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.judge.changed()
+    }
+
+    fn finished(&self, _wanted: &Wanted, outcome: &Outcome) {
+        self.shared.figures.inbound.finished(outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxy_tells_of_its_client_must_fit_where_it_comes_from() {
+        let wanted = |client: Option<&str>| Wanted {
+            source: None,
+            peer: "10.0.0.7:50000".parse().unwrap(),
+            client: client.map(|client| client.parse().unwrap()),
+            destination: "10.0.0.8:80".parse().unwrap(),
+        };
+        assert_eq!(client(&wanted(Some("10.0.0.7:1234"))), "10.0.0.7:1234".parse().unwrap());
+        assert_eq!(client(&wanted(Some("[::ffff:10.0.0.7]:1234"))).port(), 1234);
+        for told in [None, Some("10.0.0.9:1234"), Some("[fd00::7]:1234"), Some("127.0.0.1:1234")] {
+            assert_eq!(client(&wanted(told)), "10.0.0.7:50000".parse().unwrap());
+        }
+    }
+}

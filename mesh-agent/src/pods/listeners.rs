@@ -1,0 +1,63 @@
+//! The listeners of a pod.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_common::abi::Proxy;
+use tokio::net::TcpListener;
+
+use crate::proxy::netns::Namespace;
+
+/// What takes a pod's connections.
+#[derive(Default)]
+pub(super) struct Listeners {
+    pub(super) outbound: Vec<TcpListener>,
+    pub(super) plain: Vec<TcpListener>,
+    pub(super) tunnels: Vec<TcpListener>,
+}
+
+/// A listener could not be opened.
+#[derive(Debug)]
+pub(super) struct ListenError {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+impl ListenError {
+    /// Whether the address is not there yet: it may be set up at this moment.
+    pub(super) fn is_early(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrNotAvailable
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, error } = self;
+        match error.kind() == io::ErrorKind::AddrInUse {
+            true => {
+                write!(
+                    f,
+                    "{address} is in use: the application listens at a port of the proxy's (15001, 15006, 15008)"
+                )
+            }
+            false => write!(f, "listening at {address}: {error}"),
+        }
+    }
+}
+
+/// Opens them at each of the pod's addresses: the wildcard address would take connections to any other one from the application.
+pub(super) async fn open(namespace: &Namespace, addresses: &[IpAddr]) -> Result<Listeners, ListenError> {
+    let mut listeners = Listeners::default();
+    for ip in addresses {
+        for (port, list) in [
+            (Proxy::OUTBOUND, &mut listeners.outbound),
+            (Proxy::PLAIN, &mut listeners.plain),
+            (Proxy::TUNNEL, &mut listeners.tunnels),
+        ] {
+            let address = SocketAddr::new(*ip, port);
+            list.push(namespace.listen(address).await.map_err(|error| ListenError { address, error })?);
+        }
+    }
+    Ok(listeners)
+}

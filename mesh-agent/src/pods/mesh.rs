@@ -1,0 +1,265 @@
+//! Who can be reached where: an index of the snapshot that proxies read while its owner writes.
+//!
+//! It holds references to the snapshot's own records. Endpoints of a service are worked out only for a connection whose first one
+//! has failed.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use mesh_common::abi::{self, Proxy, ServiceKey, identity_of};
+use tokio::sync::watch;
+
+use crate::datapath::desired::{Candidate, Vantage, frontends, map_address};
+use crate::identity::{SpiffeId, spiffe_of};
+use crate::proxy::host::Endpoint;
+use crate::snapshot::{Addresses, Changed, Service, Snapshot, Workload};
+
+/// Endpoints that a connection tries after its first.
+pub const RETRIES: usize = 3;
+
+/// Who is at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody that is known.
+    Unknown,
+    /// A workload whose node takes no tunnels for it.
+    Plain(Arc<Workload>),
+    /// A workload that takes tunnels.
+    Meshed(Arc<Workload>, Endpoint),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mesh {
+    held: RwLock<Held>,
+    changed: watch::Sender<u64>,
+    grace: Duration,
+    meshed: fn(&Workload) -> bool,
+    turn: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    by_address: HashMap<IpAddr, Arc<Workload>>,
+    /// Workloads whose address was announced for another one later; mostly that one is the former's successor.
+    outdone: HashMap<IpAddr, Vec<Arc<Workload>>>,
+    /// Addresses by [`identity_of`] the uid.
+    by_uid: HashMap<u64, Addresses>,
+    /// Who has gone, until the grace time is over.
+    leaving: Vec<(Instant, IpAddr, Arc<Workload>)>,
+    services: HashMap<Arc<str>, Backed>,
+    by_service_address: HashMap<IpAddr, Arc<str>>,
+    vantage: Option<Vantage>,
+}
+
+#[derive(Debug, Clone)]
+struct Backed {
+    service: Arc<Service>,
+    members: Arc<[Arc<Workload>]>,
+}
+
+impl Mesh {
+    /// One that knows nobody. Connections to an endpoint that has gone may go on for `grace`.
+    pub fn new(grace: Duration, meshed: fn(&Workload) -> bool) -> Self {
+        Self {
+            held: RwLock::default(),
+            changed: watch::Sender::default(),
+            grace,
+            meshed,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// A number that changes when an endpoint has gone (its grace time over) or become another's, and with [`Mesh::bump`].
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Lets every connection be looked at anew.
+    pub fn bump(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Takes a change of the snapshot in.
+    pub fn apply(&self, changed: &Changed, snapshot: &Snapshot, vantage: &Vantage, now: Instant) {
+        let held = &mut *self.held.write().unwrap_or_else(PoisonError::into_inner);
+        let deadline = now + self.grace;
+        for workload in &changed.workloads {
+            let uid = workload.uid();
+            held.put(&uid, snapshot.workload(&uid), deadline);
+        }
+        for key in &changed.services {
+            let members = || snapshot.members(key).map(|(workload, _)| Arc::clone(workload)).collect();
+            let service = snapshot.service(key).filter(|service| !service.addresses.is_empty());
+            held.put_service(
+                key,
+                service.map(|service| Backed { service: Arc::clone(service), members: members() }),
+            );
+        }
+        held.vantage = Some(vantage.clone());
+    }
+
+    /// Ends what has had its grace time.
+    pub fn tick(&self, now: Instant) {
+        if self.read().leaving.iter().all(|(deadline, ..)| now < *deadline) {
+            return;
+        }
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        held.leaving.retain(|(deadline, ..)| now < *deadline);
+        if held.leaving.is_empty() {
+            held.leaving.shrink_to_fit();
+        }
+        drop(held);
+        self.bump();
+    }
+
+    /// Who is there now.
+    pub fn reach(&self, target: SocketAddr) -> Reach {
+        let found = self.read().by_address.get(&target.ip()).map(Arc::clone);
+        let Some(workload) = found else { return Reach::Unknown };
+        match self.endpoint(&workload, target) {
+            Some(endpoint) => Reach::Meshed(workload, endpoint),
+            None => Reach::Plain(workload),
+        }
+    }
+
+    /// The workload that a connection goes to, if it may go on: `identity` is there, or was until a moment ago.
+    pub fn still(&self, target: IpAddr, identity: Option<&SpiffeId>) -> Option<Arc<Workload>> {
+        let held = self.read();
+        let left = held.leaving.iter().rev().filter(|(_, address, _)| *address == target);
+        let mut all = held.by_address.get(&target).into_iter().chain(left.map(|(.., workload)| workload));
+        let same = |workload: &&Arc<Workload>| {
+            identity.is_none_or(|identity| spiffe_of(workload).is_ok_and(|theirs| theirs == *identity))
+        };
+        all.find(same).map(Arc::clone)
+    }
+
+    /// Endpoints of the service at `dialled` that take tunnels, without `failed`, for this connection in another order than for the last.
+    pub fn others(&self, dialled: SocketAddr, failed: &[Endpoint]) -> Vec<(Arc<Workload>, Endpoint)> {
+        let (backed, vantage) = {
+            let held = self.read();
+            let key = held.by_service_address.get(&dialled.ip());
+            let backed = key.and_then(|key| held.services.get(key)).cloned();
+            let (Some(backed), Some(vantage)) = (backed, held.vantage.clone()) else { return Vec::new() };
+            (backed, vantage)
+        };
+        let key = &backed.service.key;
+        let members =
+            backed.members.iter().filter_map(|workload| Some((workload, workload.membership(key)?)));
+        let wanted = ServiceKey::new(map_address(dialled.ip()), dialled.port(), abi::Protocol::Tcp);
+        let all = frontends(&backed.service, members, &vantage);
+        let Some(frontend) = all.into_iter().find(|frontend| frontend.key == wanted) else {
+            return Vec::new();
+        };
+        let mut backends = frontend.backends;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
+        backends.rotate_left(turn);
+        let endpoint = |candidate: Candidate| {
+            let target = socket_address(&candidate.endpoint);
+            let endpoint = self.endpoint(&candidate.workload, target)?;
+            (!failed.contains(&endpoint)).then_some((candidate.workload, endpoint))
+        };
+        backends.into_iter().filter_map(endpoint).take(RETRIES).collect()
+    }
+
+    /// Host name of the service at that address.
+    pub fn host(&self, dialled: IpAddr) -> Option<Box<str>> {
+        let held = self.read();
+        let key = held.by_service_address.get(&dialled)?;
+        key.split_once('/').map(|(_namespace, host)| host.into())
+    }
+
+    fn endpoint(&self, workload: &Workload, target: SocketAddr) -> Option<Endpoint> {
+        let identity = spiffe_of(workload).ok().filter(|_| (self.meshed)(workload))?;
+        Some(Endpoint { identity, tunnel: SocketAddr::new(target.ip(), Proxy::TUNNEL), target })
+    }
+
+    // Nothing in here panics half-way through a change.
+    fn read(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn put(&mut self, uid: &str, workload: Option<&Arc<Workload>>, deadline: Instant) {
+        // One that shares its node's address is not to be found by it.
+        let workload = workload.filter(|workload| !workload.host_network && !workload.addresses.is_empty());
+        let before = self.by_uid.remove(&identity_of(uid).0).unwrap_or_default();
+        let after = workload.map(|workload| workload.addresses.clone()).unwrap_or_default();
+        for address in before.iter().filter(|address| !after.contains(address)) {
+            self.leave(uid, *address, deadline);
+        }
+        let Some(workload) = workload else { return };
+        for address in after.iter() {
+            self.come(uid, *address, workload, deadline);
+        }
+        self.by_uid.insert(identity_of(uid).0, after);
+    }
+
+    fn come(&mut self, uid: &str, address: IpAddr, workload: &Arc<Workload>, deadline: Instant) {
+        let Some(outdone) = self.by_address.insert(address, Arc::clone(workload)) else { return };
+        if outdone.uid() == uid {
+            // The same under another identity: whoever meant the old one has to ask again.
+            if spiffe_of(&outdone).ok() != spiffe_of(workload).ok() {
+                self.leaving.push((deadline, address, outdone));
+            }
+            return;
+        }
+        let others = self.outdone.entry(address).or_default();
+        others.retain(|other| other.uid() != uid);
+        others.push(Arc::clone(&outdone));
+        self.leaving.push((deadline, address, outdone));
+    }
+
+    fn leave(&mut self, uid: &str, address: IpAddr, deadline: Instant) {
+        let others = self.outdone.get_mut(&address);
+        let next = match others {
+            Some(others) => {
+                others.retain(|other| other.uid() != uid);
+                others.last().map(Arc::clone)
+            }
+            None => None,
+        };
+        if self.by_address.get(&address).is_some_and(|there| there.uid() == uid) {
+            let gone = match next {
+                Some(next) => {
+                    self.outdone.get_mut(&address).map(Vec::pop);
+                    self.by_address.insert(address, next)
+                }
+                None => self.by_address.remove(&address),
+            };
+            self.leaving.extend(gone.map(|gone| (deadline, address, gone)));
+        }
+        if self.outdone.get(&address).is_some_and(Vec::is_empty) {
+            self.outdone.remove(&address);
+        }
+    }
+
+    fn put_service(&mut self, key: &Arc<str>, backed: Option<Backed>) {
+        if let Some(before) = self.services.remove(key) {
+            for address in before.service.addresses.iter() {
+                if self.by_service_address.get(address) == Some(key) {
+                    self.by_service_address.remove(address);
+                }
+            }
+        }
+        if let Some(backed) = backed {
+            for address in backed.service.addresses.iter() {
+                self.by_service_address.insert(*address, Arc::clone(key));
+            }
+            self.services.insert(Arc::clone(key), backed);
+        }
+    }
+}
+
+fn socket_address(endpoint: &abi::Endpoint) -> SocketAddr {
+    let ip = IpAddr::from(endpoint.address().bytes()).to_canonical();
+    SocketAddr::new(ip, endpoint.port())
+}
+
+#[cfg(test)]
+#[path = "mesh/tests.rs"]
+mod tests;

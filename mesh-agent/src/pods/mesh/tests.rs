@@ -1,0 +1,166 @@
+use super::*;
+use crate::snapshot::fixtures::{of_service, of_workload, removal, service, update, workload};
+use crate::snapshot::{Delta, Locality};
+
+const GRACE: Duration = Duration::from_secs(5);
+const A: &str = "c//Pod/shop/a";
+const B: &str = "c//Pod/shop/b";
+const C: &str = "c//Pod/shop/c";
+
+struct World {
+    mesh: Mesh,
+    snapshot: Snapshot,
+    vantage: Vantage,
+    now: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let vantage = Vantage {
+            node: "node-a".into(),
+            locality: Locality::default(),
+            cluster: "".into(),
+            network: "".into(),
+        };
+        let mesh = Mesh::new(GRACE, |workload| !workload.name.starts_with("plain"));
+        Self { mesh, snapshot: Snapshot::new(), vantage, now: Instant::now() }
+    }
+
+    fn apply(&mut self, delta: Delta) {
+        let changed = self.snapshot.apply(delta);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, self.now);
+    }
+
+    fn pod(&mut self, uid: &str, address: &str, services: &[&str]) {
+        self.apply(update(&[of_workload(workload(uid, address, "node-b", services), "1")]));
+    }
+
+    fn name(&self, address: &str) -> Option<String> {
+        match self.mesh.reach(address.parse().unwrap()) {
+            Reach::Unknown => None,
+            Reach::Plain(workload) | Reach::Meshed(workload, _) => Some(workload.uid()),
+        }
+    }
+}
+
+fn endpoint(target: &str) -> Endpoint {
+    let target: SocketAddr = target.parse().unwrap();
+    Endpoint {
+        identity: "spiffe://cluster.local/ns/shop/sa/default".parse().unwrap(),
+        tunnel: SocketAddr::new(target.ip(), 15008),
+        target,
+    }
+}
+
+#[test]
+fn who_is_at_an_address_follows_the_snapshot() {
+    let mut world = World::new();
+    assert_eq!(world.name("10.0.0.1:80"), None);
+    world.pod(A, "10.0.0.1", &[]);
+    world.pod("c//Pod/shop/plain", "10.0.0.2", &[]);
+    let found = world.mesh.reach("10.0.0.1:80".parse().unwrap());
+    assert!(matches!(found, Reach::Meshed(_, found) if found == endpoint("10.0.0.1:80")));
+    assert!(matches!(world.mesh.reach("10.0.0.2:80".parse().unwrap()), Reach::Plain(_)));
+    world.pod(A, "fd00::1", &[]);
+    assert_eq!(world.name("10.0.0.1:80"), None);
+    assert_eq!(world.name("[fd00::1]:80").as_deref(), Some(A));
+    world.apply(removal(&[A]));
+    assert_eq!(world.name("[fd00::1]:80"), None);
+}
+
+#[test]
+fn who_shares_its_nodes_address_is_not_found_by_it() {
+    let mut world = World::new();
+    let mut host = workload(A, "10.0.0.1", "node-b", &[]);
+    host.network_mode = mesh_common::api::istio::workload::NetworkMode::HostNetwork as i32;
+    world.apply(update(&[of_workload(host, "1")]));
+    assert_eq!(world.name("10.0.0.1:80"), None);
+}
+
+#[test]
+fn an_address_that_two_claim_is_the_later_ones_while_it_is_there() {
+    for first_goes in [true, false] {
+        let mut world = World::new();
+        world.pod(A, "10.0.0.1", &[]);
+        world.pod(B, "10.0.0.1", &[]);
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(B));
+        let (goes, stays) = if first_goes { (A, B) } else { (B, A) };
+        world.apply(removal(&[goes]));
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(stays));
+        world.apply(removal(&[stays]));
+        assert_eq!(world.name("10.0.0.1:80"), None);
+        assert!(world.mesh.read().outdone.is_empty() && world.mesh.read().by_uid.is_empty());
+    }
+}
+
+#[test]
+fn connections_to_who_has_gone_have_a_grace_time_and_are_then_looked_at_anew() {
+    let mut world = World::new();
+    world.pod(A, "10.0.0.1", &[]);
+    let identity = endpoint("10.0.0.1:80").identity;
+    let target = "10.0.0.1".parse().unwrap();
+    let mut changed = world.mesh.changed();
+    world.apply(removal(&[A]));
+    world.mesh.tick(world.now + GRACE - Duration::from_millis(1));
+    assert!(!changed.has_changed().unwrap());
+    assert!(world.mesh.still(target, Some(&identity)).is_some());
+    world.mesh.tick(world.now + GRACE);
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    assert!(world.mesh.still(target, Some(&identity)).is_none());
+    world.mesh.tick(world.now + GRACE * 2);
+    assert!(!changed.has_changed().unwrap());
+}
+
+#[test]
+fn who_comes_back_within_the_grace_time_loses_nothing() {
+    let mut world = World::new();
+    world.pod(A, "10.0.0.1", &[]);
+    world.apply(removal(&[A]));
+    world.pod(A, "10.0.0.1", &[]);
+    world.mesh.tick(world.now + GRACE);
+    let identity = endpoint("10.0.0.1:80").identity;
+    assert!(world.mesh.still("10.0.0.1".parse().unwrap(), Some(&identity)).is_some());
+}
+
+#[test]
+fn another_identity_at_the_address_ends_what_was_meant_for_the_first() {
+    let mut world = World::new();
+    world.pod(A, "10.0.0.1", &[]);
+    let mut other = workload(A, "10.0.0.1", "node-b", &[]);
+    other.service_account = "other".to_owned();
+    world.apply(update(&[of_workload(other, "2")]));
+    world.mesh.tick(world.now + GRACE);
+    let target = "10.0.0.1".parse().unwrap();
+    assert!(world.mesh.still(target, Some(&endpoint("10.0.0.1:80").identity)).is_none());
+    assert!(world.mesh.still(target, None).is_some());
+}
+
+#[test]
+fn other_endpoints_of_a_service_are_those_that_were_not_tried() {
+    let mut world = World::new();
+    let web = service("shop/web.shop.svc", &["10.96.0.1"], &[(80, 8080), (443, 8443)]);
+    world.apply(update(&[of_service(web, "1")]));
+    for (uid, address) in
+        [(A, "10.0.0.1"), (B, "10.0.0.2"), (C, "10.0.0.3"), ("c//Pod/shop/plain", "10.0.0.4")]
+    {
+        world.pod(uid, address, &["shop/web.shop.svc"]);
+    }
+    let dialled = "10.96.0.1:80".parse().unwrap();
+    let failed = [endpoint("10.0.0.2:8080")];
+    let mut firsts = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let others: Vec<_> =
+            world.mesh.others(dialled, &failed).into_iter().map(|(_, one)| one.target).collect();
+        let mut sorted = others.clone();
+        sorted.sort();
+        assert_eq!(sorted, ["10.0.0.1:8080".parse().unwrap(), "10.0.0.3:8080".parse().unwrap()]);
+        firsts.insert(others[0]);
+    }
+    // Not all go to the same one.
+    assert_eq!(firsts.len(), 2);
+    assert_eq!(world.mesh.host("10.96.0.1".parse().unwrap()).as_deref(), Some("web.shop.svc"));
+    assert!(world.mesh.others("10.96.0.1:81".parse().unwrap(), &[]).is_empty());
+    world.apply(removal(&["shop/web.shop.svc"]));
+    assert!(world.mesh.others(dialled, &[]).is_empty() && world.mesh.host(dialled.ip()).is_none());
+}

@@ -1,0 +1,191 @@
+//! The proxies of this node's workloads: found, opened, reported and ended with them.
+//!
+//! [`namespaces`] finds where a workload's processes are; `pod` opens its listeners there and closes them again; `outward` and
+//! `inward` answer what the proxy asks, from [`mesh`] (who is where), from the kernel programs and from policy ([`host`]).
+
+pub mod figures;
+pub mod host;
+pub mod mesh;
+pub mod namespaces;
+
+mod baggage;
+mod inward;
+mod listeners;
+mod outward;
+mod pod;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use self::figures::Figures;
+use self::host::{Denied, Enrolled, Event, Judge, Kernel};
+use self::mesh::Mesh;
+use self::namespaces::Places;
+use crate::identity::{Certificates, spiffe_of};
+use crate::proxy::drain::Phase;
+use crate::proxy::limits::Limits;
+use crate::proxy::tls::Configs;
+
+/// What the proxies work with.
+pub struct Parts {
+    /// Root of this node's cgroups.
+    pub cgroups: PathBuf,
+    /// The kernel programs.
+    pub kernel: Arc<dyn Kernel>,
+    /// Policy.
+    pub judge: Arc<dyn Judge>,
+    /// Who can be reached where.
+    pub mesh: Arc<Mesh>,
+    /// Certificates of this node's workloads.
+    pub certificates: Arc<dyn Certificates>,
+    /// What each side of a pod may use.
+    pub limits: Limits,
+    /// Told of denials.
+    pub denied: Denied,
+    /// Told what the kernel programs are to know. Without a bound, since it is at most a few events for each pod.
+    pub events: mpsc::UnboundedSender<Event>,
+}
+
+/// What all pods share.
+struct Shared {
+    kernel: Arc<dyn Kernel>,
+    judge: Arc<dyn Judge>,
+    mesh: Arc<Mesh>,
+    certificates: Arc<dyn Certificates>,
+    configs: Arc<Configs>,
+    limits: Limits,
+    denied: Denied,
+    events: mpsc::UnboundedSender<Event>,
+    places: Places,
+    figures: Arc<Figures>,
+    /// It has been said that processes cannot be seen.
+    complained: AtomicBool,
+}
+
+/// The proxies of this node. Dropped, they all end at once.
+pub struct Pods {
+    shared: Arc<Shared>,
+    pods: BTreeMap<Arc<str>, (watch::Sender<Enrolled>, JoinHandle<()>)>,
+    /// Of workloads that have gone.
+    ending: BTreeMap<Arc<str>, JoinHandle<()>>,
+    phase: watch::Sender<Phase>,
+    policy: JoinHandle<()>,
+}
+
+impl Pods {
+    /// None yet. To be called within the runtime.
+    pub fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts { cgroups, kernel, judge, mesh, certificates, limits, denied, events } = parts;
+        let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
+        let shared = Arc::new(Shared {
+            kernel,
+            judge,
+            mesh,
+            configs: Arc::new(Configs::new(Arc::clone(&certificates))),
+            certificates,
+            limits,
+            denied,
+            events,
+            places: Places::new(cgroups)?,
+            figures: Arc::default(),
+            complained: AtomicBool::new(false),
+        });
+        let phase = watch::Sender::new(Phase::Serving);
+        Ok(Self { shared, pods: BTreeMap::new(), ending: BTreeMap::new(), phase, policy })
+    }
+
+    /// What they have done, and use.
+    pub fn figures(&self) -> Arc<Figures> {
+        Arc::clone(&self.shared.figures)
+    }
+
+    /// Makes the workloads that have a proxy these; which of them are in a network namespace of their own shows later. Those of
+    /// the node's own network are to be left out.
+    pub fn sync(&mut self, wanted: Vec<Enrolled>) {
+        self.ending.retain(|_uid, task| !task.is_finished());
+        let uids: BTreeSet<Arc<str>> = wanted.iter().map(|enrolled| Arc::clone(&enrolled.uid)).collect();
+        let gone: Vec<Arc<str>> = self.pods.keys().filter(|uid| !uids.contains(*uid)).cloned().collect();
+        for uid in gone {
+            if let Some((wanted, task)) = self.pods.remove(&uid) {
+                drop(wanted);
+                self.ending.insert(uid, task);
+            }
+        }
+        let identities: BTreeSet<_> =
+            wanted.iter().filter_map(|enrolled| spiffe_of(&enrolled.workload).ok()).collect();
+        self.shared.configs.retain(|identity| identities.contains(identity));
+        for enrolled in wanted {
+            match self.pods.get(&enrolled.uid) {
+                Some((known, _)) => {
+                    known.send_if_modified(|known| {
+                        let other = *known != enrolled;
+                        *known = enrolled;
+                        other
+                    });
+                }
+                None => self.begin(enrolled),
+            }
+        }
+    }
+
+    /// Ends them: nothing new is taken, what is open has `limit` to end. The namespaces stay guarded, and what the kernel programs
+    /// know is not taken back: that is for who stops the agent to say.
+    pub async fn stop(mut self, limit: Duration) {
+        self.phase.send_replace(Phase::Draining);
+        let pods = std::mem::take(&mut self.pods);
+        let tasks = pods.into_values().map(|(wanted, task)| {
+            // Not dropped before: that would say that the workload has gone.
+            (Some(wanted), task)
+        });
+        let mut tasks: Vec<_> =
+            tasks.chain(std::mem::take(&mut self.ending).into_values().map(|task| (None, task))).collect();
+        let all = async {
+            for (_, task) in &mut tasks {
+                drop(task.await);
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            self.phase.send_replace(Phase::Over);
+            for (_, task) in tasks.iter_mut().filter(|(_, task)| !task.is_finished()) {
+                drop(task.await);
+            }
+        }
+    }
+
+    fn begin(&mut self, enrolled: Enrolled) {
+        let uid = Arc::clone(&enrolled.uid);
+        let (wanted, changes) = watch::channel(enrolled);
+        let before = self.ending.remove(&uid);
+        let (shared, phase) = (Arc::clone(&self.shared), self.phase.subscribe());
+        let task = tokio::spawn(async move {
+            if let Some(before) = before {
+                // What it says last must not come after the first word of this one.
+                drop(before.await);
+            }
+            pod::run(shared, changes, phase).await;
+        });
+        self.pods.insert(uid, (wanted, task));
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        self.policy.abort();
+    }
+}
+
+/// A change of policy concerns connections as a change of endpoints does.
+async fn look_again(mut policy: watch::Receiver<u64>, mesh: Arc<Mesh>) {
+    while policy.changed().await.is_ok() {
+        mesh.bump();
+    }
+}
+
+#[cfg(test)]
+mod tests;

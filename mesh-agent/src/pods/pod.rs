@@ -1,0 +1,364 @@
+//! One workload of this node: from its first process to its last.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mesh_common::abi::{self, Address, Proxy};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::figures::State;
+use super::host::{Enrolled, Event};
+use super::inward::Inside;
+use super::listeners::{Listeners, open};
+use super::namespaces::{Found, Look};
+use super::outward::Outside;
+use super::{Shared, baggage};
+use crate::datapath::desired::map_address;
+use crate::identity::{SpiffeId, spiffe_of};
+use crate::proxy::drain::{Drain, Phase};
+use crate::proxy::inbound::{self, Inbound};
+use crate::proxy::limits::Allowance;
+use crate::proxy::netns::Namespace;
+use crate::proxy::outbound::{self, Outbound};
+use crate::proxy::pool::Pool;
+use crate::snapshot::Workload;
+
+/// How often is looked whether all is as it was.
+const TICK: Duration = Duration::from_millis(250);
+/// How often what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Something is awaited: for so long it is looked for so often.
+const PACES: [(Duration, Duration); 2] = [
+    (Duration::from_secs(10), Duration::from_millis(20)),
+    (Duration::from_secs(60), Duration::from_millis(100)),
+];
+const PATIENT: Duration = Duration::from_millis(500);
+
+/// What the proxies of a pod know of it.
+pub(super) struct Served {
+    pub(super) own: SpiffeId,
+    pub(super) namespace: Namespace,
+    workload: RwLock<Arc<Workload>>,
+}
+
+impl Served {
+    pub(super) fn workload(&self) -> Arc<Workload> {
+        Arc::clone(&self.workload.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Looks after a workload until `wanted` has lost its sender, or the agent stops.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    wanted: watch::Receiver<Enrolled>,
+    phase: watch::Receiver<Phase>,
+) {
+    let uid = Arc::clone(&wanted.borrow().uid);
+    loop {
+        let (shared, uid) = (Arc::clone(&shared), Arc::clone(&uid));
+        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since: Instant::now() };
+        let (shared, uid) = (Arc::clone(&pod.shared), Arc::clone(&pod.uid));
+        // A task of its own, so that an error in it does not leave the workload without anybody who knows.
+        match tokio::spawn(pod.run()).await {
+            Ok(()) => break,
+            Err(ended) if ended.is_panic() => {
+                error!(workload = %uid, error = %ended, "the proxy of a workload failed; it begins anew");
+                shared.tell(Event::Gone { uid });
+                tokio::time::sleep(RETRY).await;
+            }
+            // The runtime ends.
+            Err(_cancelled) => return,
+        }
+    }
+    shared.figures.gone(&uid);
+}
+
+impl Shared {
+    fn tell(&self, event: Event) {
+        // The agent may be about to end.
+        drop(self.events.send(event));
+    }
+}
+
+struct Pod {
+    shared: Arc<Shared>,
+    uid: Arc<str>,
+    wanted: watch::Receiver<Enrolled>,
+    phase: watch::Receiver<Phase>,
+    /// Since when something has been awaited.
+    since: Instant,
+}
+
+/// Why waiting has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Time,
+    Changed,
+    Removed,
+    Stopped,
+}
+
+impl Pod {
+    async fn run(mut self) {
+        while let Some(found) = self.find().await {
+            if !self.inside(found).await {
+                return;
+            }
+            self.since = Instant::now();
+        }
+    }
+
+    /// The workload's namespace, as soon as it has one; none when nobody wants to know any more.
+    async fn find(&mut self) -> Option<Found> {
+        loop {
+            let cgroups = self.wanted.borrow_and_update().cgroups.clone();
+            let pause = match self.shared.places.look(&cgroups) {
+                Look::Inside(found) => return Some(found),
+                Look::Nobody => {
+                    self.state(State::NoProcess);
+                    self.pace()
+                }
+                Look::Host => {
+                    self.state(State::Host);
+                    RETRY
+                }
+                Look::Hidden => {
+                    if !self.shared.complained.swap(true, Relaxed) {
+                        error!(
+                            "the processes of this node's workloads cannot be seen: run the agent in the node's process namespace (hostPID: true)"
+                        );
+                    }
+                    self.state(State::Failed("its processes cannot be seen without hostPID".to_owned()));
+                    RETRY
+                }
+            };
+            match self.wait(pause).await {
+                Woken::Time => {}
+                Woken::Changed => self.since = Instant::now(),
+                Woken::Removed | Woken::Stopped => return None,
+            }
+        }
+    }
+
+    /// Serves in a namespace for as long as the workload has it; whether to look for another one then.
+    async fn inside(&mut self, mut found: Found) -> bool {
+        let entered = found.file.try_clone().and_then(Namespace::enter).map_err(anyhow::Error::from);
+        let guarded = entered.and_then(|namespace| {
+            self.shared.kernel.guard(&found.file, namespace.cookie())?;
+            Ok(namespace)
+        });
+        let namespace = match guarded {
+            Ok(namespace) => namespace,
+            Err(reason) => {
+                self.shared.figures.namespace_failures.fetch_add(1, Relaxed);
+                self.fail(format!("its network namespace: {reason:#}"));
+                return matches!(self.wait(RETRY).await, Woken::Time | Woken::Changed);
+            }
+        };
+        let cookie = namespace.cookie();
+        self.tell(cookie, &[], false);
+        let ended = loop {
+            match self.open_and_serve(&mut found, &namespace).await {
+                Woken::Changed if self.is_inside_still(&mut found) => {}
+                ended @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => break ended,
+            }
+        };
+        if ended == Woken::Stopped {
+            return false;
+        }
+        self.shared.tell(Event::Gone { uid: Arc::clone(&self.uid) });
+        self.shared.kernel.unguard(cookie);
+        ended != Woken::Removed
+    }
+
+    /// Until what is to be served changes; [`Woken::Time`]: until the namespace is no longer the workload's.
+    async fn open_and_serve(&mut self, found: &mut Found, namespace: &Namespace) -> Woken {
+        loop {
+            let enrolled = self.wanted.borrow_and_update().clone();
+            let opened = match spiffe_of(&enrolled.workload) {
+                Ok(own) => match open(namespace, &enrolled.workload.addresses).await {
+                    Ok(listeners) => Ok((own, listeners)),
+                    Err(error) => {
+                        self.shared.figures.listen_failures.fetch_add(1, Relaxed);
+                        Err((error.to_string(), if error.is_early() { self.pace() } else { RETRY }))
+                    }
+                },
+                Err(error) => Err((error.to_string(), RETRY)),
+            };
+            let pause = match opened {
+                Ok((own, listeners)) => {
+                    return self.serve(found, namespace, &enrolled, own, listeners).await;
+                }
+                Err((reason, pause)) => {
+                    self.fail(reason);
+                    pause
+                }
+            };
+            match self.wait(pause).await {
+                Woken::Time if self.is_inside(found) => {}
+                woken @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => return woken,
+            }
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        found: &mut Found,
+        namespace: &Namespace,
+        enrolled: &Enrolled,
+        own: SpiffeId,
+        listeners: Listeners,
+    ) -> Woken {
+        let served = Arc::new(Served {
+            own: own.clone(),
+            namespace: namespace.clone(),
+            workload: RwLock::new(Arc::clone(&enrolled.workload)),
+        });
+        let (phase, drain) = Drain::new();
+        let mut tasks = self.start(&served, listeners, &drain);
+        let cookie = namespace.cookie();
+        let addresses = &enrolled.workload.addresses;
+        let mut ready = None;
+        let woken = loop {
+            let now = self.shared.certificates.current(&own).is_some();
+            if ready != Some(now) {
+                self.tell(cookie, addresses, now);
+                self.state(if now { State::Ready } else { State::NoCertificate });
+                match now {
+                    true => info!(workload = %self.uid, "its connections are proxied"),
+                    false if ready.is_some() => {
+                        warn!(workload = %self.uid, "its certificate has expired: its connections are not proxied");
+                    }
+                    false => {}
+                }
+                ready = Some(now);
+            }
+            match self.wait(if now { TICK } else { self.pace() }).await {
+                Woken::Time if self.is_inside(found) => {}
+                Woken::Changed => {
+                    let new = self.wanted.borrow_and_update().clone();
+                    let same = new.cgroups == enrolled.cgroups
+                        && new.workload.addresses == *addresses
+                        && spiffe_of(&new.workload).is_ok_and(|new| new == own);
+                    if !same {
+                        break Woken::Changed;
+                    }
+                    *served.workload.write().unwrap_or_else(PoisonError::into_inner) = new.workload;
+                }
+                woken @ (Woken::Time | Woken::Removed | Woken::Stopped) => break woken,
+            }
+        };
+        // Before the listeners close, so that as few connections as may be come to closed ones.
+        self.tell(cookie, addresses, false);
+        if woken == Woken::Stopped {
+            self.state(State::Draining);
+            phase.send_replace(Phase::Draining);
+            tokio::select! {
+                () = async { while tasks.join_next().await.is_some() {} } => {}
+                // Its sender lives longer than this.
+                _over = self.phase.wait_for(|phase| *phase == Phase::Over) => {}
+            }
+        }
+        phase.send_replace(Phase::Over);
+        while tasks.join_next().await.is_some() {}
+        woken
+    }
+
+    fn start(&self, served: &Arc<Served>, listeners: Listeners, drain: &Drain) -> JoinSet<()> {
+        let shared = &self.shared;
+        let told = baggage::of(&served.workload());
+        let allowance =
+            |side: &super::figures::SideFigures| Allowance::counting(shared.limits, Arc::clone(&side.counts));
+        let inbound = Arc::new(Inbound {
+            own: served.own.clone(),
+            configs: Arc::clone(&shared.configs),
+            host: Arc::new(Inside { shared: Arc::clone(shared), pod: Arc::clone(served) }),
+            allowance: allowance(&shared.figures.inbound),
+            baggage: told.clone(),
+        });
+        let outbound = Arc::new(Outbound {
+            own: served.own.clone(),
+            configs: Arc::clone(&shared.configs),
+            host: Arc::new(Outside { shared: Arc::clone(shared), pod: Arc::clone(served) }),
+            allowance: allowance(&shared.figures.outbound),
+            pool: Pool::new(shared.limits.idle_tunnels, shared.limits.idle_timeout),
+            baggage: told,
+        });
+        shared.figures.serving(&self.uid, &inbound, &outbound);
+        let mut tasks = JoinSet::new();
+        for listener in listeners.outbound {
+            tasks.spawn(outbound::serve(Arc::clone(&outbound), listener, drain.clone()));
+        }
+        for listener in listeners.tunnels {
+            tasks.spawn(inbound::serve(Arc::clone(&inbound), listener, drain.clone()));
+        }
+        for listener in listeners.plain {
+            tasks.spawn(inbound::serve_plain(Arc::clone(&inbound), listener, drain.clone()));
+        }
+        let mut ends = drain.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = outbound::sweep(outbound) => {}
+                () = ends.reached(Phase::Draining) => {}
+            }
+        });
+        tasks
+    }
+
+    /// Whether the workload still has a process in that namespace.
+    fn is_inside(&self, found: &mut Found) -> bool {
+        self.shared.places.holds(found.process, found.inode) || self.is_inside_still(found)
+    }
+
+    /// The same, when its cgroups may be others, or that process has ended.
+    fn is_inside_still(&self, found: &mut Found) -> bool {
+        match self.shared.places.look(&self.wanted.borrow().cgroups) {
+            Look::Inside(now) if now.inode == found.inode => {
+                found.process = now.process;
+                true
+            }
+            Look::Inside(_) | Look::Nobody | Look::Host | Look::Hidden => false,
+        }
+    }
+
+    async fn wait(&mut self, pause: Duration) -> Woken {
+        tokio::select! {
+            biased;
+            _stop = self.phase.wait_for(|phase| *phase >= Phase::Draining) => Woken::Stopped,
+            changed = self.wanted.changed() => match changed {
+                Ok(()) => Woken::Changed,
+                Err(_removed) => Woken::Removed,
+            },
+            () = tokio::time::sleep(pause) => Woken::Time,
+        }
+    }
+
+    fn pace(&self) -> Duration {
+        let waited = self.since.elapsed();
+        PACES.iter().find(|(until, _)| waited < *until).map_or(PATIENT, |(_, pause)| *pause)
+    }
+
+    fn fail(&self, reason: String) {
+        if self.state(State::Failed(reason.clone())) {
+            warn!(workload = %self.uid, reason, "a workload has no proxy; it will be tried again");
+        }
+    }
+
+    fn state(&self, state: State) -> bool {
+        self.shared.figures.state(&self.uid, state)
+    }
+
+    fn tell(&self, netns: u64, addresses: &[IpAddr], ready: bool) {
+        let first = |four: bool| {
+            let found = addresses.iter().find(|address| address.is_ipv4() == four);
+            found.map_or(Address::new([0; 16]), |address| map_address(*address))
+        };
+        let flags = if ready { Proxy::READY } else { 0 };
+        let proxy = abi::Proxy { netns, flags, zero: 0, v4: first(true), v6: first(false) };
+        self.shared.tell(Event::Proxy { uid: Arc::clone(&self.uid), proxy });
+    }
+}

@@ -1,0 +1,137 @@
+//! `sk_lookup` in the network namespace of a pod: who may connect to it.
+//!
+//! Runs for what belongs to no established connection, so packets of established ones pay nothing. Without TLS; what comes through
+//! a tunnel is judged by the node proxy, which hands it over from the pod's own address.
+
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use mesh_common::abi::{CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason, Verdict};
+
+use crate::{
+    address::{pick, words},
+    count,
+    maps::CALLERS,
+    policy,
+};
+
+/// The loopback device has this number in every namespace.
+const LOOPBACK: u32 = 1;
+const AF_INET: u32 = 2;
+
+/// Entry point.
+#[sk_lookup]
+pub fn inbound(ctx: SkLookupContext) -> u32 {
+    verdict(judge(ctx.lookup))
+}
+
+/// What becomes of the packet.
+enum Action {
+    /// As without the mesh.
+    Passed,
+    /// Let in by policy.
+    Admitted,
+    /// Refused: the client gets a reset.
+    Refused(Reason),
+}
+
+#[inline(always)]
+fn judge(lookup: *mut bpf_sk_lookup) -> Action {
+    // SAFETY: readable fields of a valid context, here and below.
+    let (protocol, device, port) = unsafe {
+        (
+            (&raw const (*lookup).protocol).read_volatile(),
+            (&raw const (*lookup).ingress_ifindex).read_volatile(),
+            (&raw const (*lookup).local_port).read_volatile() as u16,
+        )
+    };
+    if protocol != Protocol::Tcp as u32 || device == LOOPBACK || port == Proxy::TUNNEL {
+        return Action::Passed;
+    }
+    let (source, destination) = ends(lookup, port);
+    // From the pod to itself: the kernel tells the device of the address, not the one of loopback. Nobody else can complete a handshake
+    // under the pod's own address, and packets from outside that bear it are dropped as martians.
+    if source.address().same(destination.address()) {
+        return Action::Passed;
+    }
+    if port == Proxy::OUTBOUND || port == Proxy::PLAIN {
+        return Action::Refused(Reason::InboundReserved);
+    }
+    let Some(peer) = policy::peer(&destination.address()) else {
+        let guarded = policy::node().is_some_and(|node| node.flags & Node::GUARDED != 0);
+        return if guarded { Action::Refused(Reason::InboundReserved) } else { Action::Passed };
+    };
+    if peer.policies == 0 {
+        return Action::Passed;
+    }
+    // SAFETY: eight aligned bytes that are read at once.
+    let caller = unsafe { CALLERS.get(&CallerKey { source, destination }) };
+    let (workload, verdict) = match caller {
+        // The node itself: a kubelet's probe.
+        Some(caller) if caller.workload == 0 => return Action::Admitted,
+        Some(caller) => (caller.workload, policy::of_workload(caller.workload, peer, &destination)),
+        None => (0, policy::of_address(source.address(), peer, port)),
+    };
+    match verdict {
+        Some(verdict) if verdict.allows() => Action::Admitted,
+        Some(verdict) => {
+            denied(peer, workload, source, destination, verdict);
+            Action::Refused(Reason::InboundDenied)
+        }
+        None => {
+            denied(peer, workload, source, destination, Verdict::default());
+            Action::Refused(Reason::InboundNoVerdict)
+        }
+    }
+}
+
+/// The client's end and the server's.
+#[inline(always)]
+fn ends(lookup: *mut bpf_sk_lookup, port: u16) -> (Endpoint, Endpoint) {
+    // SAFETY: readable fields of a valid context. Those of the other family read as zero.
+    unsafe {
+        let remote_port = (&raw const (*lookup).remote_port).read_volatile();
+        let v4 = (&raw const (*lookup).family).read_volatile() == AF_INET;
+        let source = pick(
+            v4,
+            (&raw const (*lookup).remote_ip4).read_volatile(),
+            words((&raw const (*lookup).remote_ip6).cast()),
+        );
+        let destination = pick(
+            v4,
+            (&raw const (*lookup).local_ip4).read_volatile(),
+            words((&raw const (*lookup).local_ip6).cast()),
+        );
+        (Endpoint::from_wire(source, remote_port), Endpoint::new(destination, port))
+    }
+}
+
+#[inline(always)]
+fn denied(peer: &Peer, workload: u64, source: Endpoint, destination: Endpoint, verdict: Verdict) {
+    policy::tell(&Denial {
+        source_workload: workload,
+        destination_workload: peer.workload,
+        source,
+        destination,
+        policies: peer.policies,
+        verdict,
+        side: Denial::SERVER,
+    });
+}
+
+#[inline(always)]
+fn verdict(action: Action) -> u32 {
+    match action {
+        Action::Passed => SK_PASS,
+        Action::Admitted => {
+            count::reason(Reason::InboundAdmitted);
+            SK_PASS
+        }
+        Action::Refused(reason) => {
+            count::reason(reason);
+            SK_DROP
+        }
+    }
+}

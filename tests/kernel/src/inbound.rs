@@ -1,0 +1,219 @@
+//! `inbound`: who may connect to a workload of this node, at the workload's own network namespace.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use mesh_common::abi::{Denial, Node, Peer, Proxy, Reason, Verdict};
+
+use crate::link::{self, ALSO_THERE4, HERE4, HERE6, THERE4, THERE6, There};
+use crate::runner::Test;
+use crate::sandbox::{Sandbox, endpoint};
+
+/// The tests of this hook.
+pub const TESTS: &[Test] = &[
+    Test { name: "inbound::without_policies_everybody_comes_in", run: open },
+    Test { name: "inbound::who_has_no_identity_is_judged_by_address", run: plain },
+    Test { name: "inbound::a_listener_that_was_there_before_is_guarded", run: before },
+    Test { name: "inbound::a_workload_of_this_node_is_judged_by_its_cgroup", run: caller },
+    Test { name: "inbound::the_node_itself_always_comes_in", run: probe },
+    Test { name: "inbound::a_missing_verdict_refuses", run: missing },
+    Test { name: "inbound::ports_of_the_proxy_are_closed_but_for_tunnels", run: reserved },
+    Test { name: "inbound::an_address_of_no_workload_is_closed_where_policies_are_in_force", run: unknown },
+    Test { name: "inbound::what_the_pod_says_to_itself_passes", run: loopback },
+    Test { name: "inbound::an_established_connection_goes_on_whatever_policy_says", run: established },
+];
+
+const OURS: u64 = 5;
+const THEIRS: u64 = 8;
+const SET: u32 = 3;
+
+/// A guarded namespace at the other end of a cable.
+struct Scene {
+    there: There,
+    _link: aya::programs::links::FdLink,
+}
+
+impl Scene {
+    fn enter(sandbox: &mut Sandbox) -> Result<Self> {
+        let there = There::join()?;
+        let link = sandbox.guard(there.namespace())?;
+        Ok(Self { there, _link: link })
+    }
+
+    fn listen(&self, at: impl Into<SocketAddr>) -> Result<TcpListener> {
+        let at = at.into();
+        self.there.run(move || TcpListener::bind(at).context("cannot listen"))
+    }
+}
+
+fn workload(policies: u32, flags: u32) -> Peer {
+    Peer { workload: THEIRS, flags, policies }
+}
+
+/// That the connection is refused by a reset, not by silence.
+fn shut(at: impl Into<SocketAddr>) -> Result<()> {
+    let start = Instant::now();
+    crate::traffic::refused(TcpStream::connect_timeout(&at.into(), Duration::from_secs(10)))?;
+    ensure!(start.elapsed() < Duration::from_secs(1), "took {:?}", start.elapsed());
+    Ok(())
+}
+
+fn reaches(server: &TcpListener) -> Result<()> {
+    let client = crate::traffic::connect(server.local_addr()?)?;
+    let (_, from) = server.accept()?;
+    ensure!(from == client.local_addr()?, "the client shows as {from}");
+    Ok(())
+}
+
+fn both() -> [(IpAddr, IpAddr, u16); 2] {
+    [(THERE4, HERE4, 4), (THERE6, HERE6, 6)]
+}
+
+fn open(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    for (there, ..) in both() {
+        let server = scene.listen((there, 0))?;
+        reaches(&server)?;
+        sandbox.peer(there, workload(0, Peer::LOCAL))?;
+        reaches(&server)?;
+    }
+    ensure!(sandbox.denials()?.is_empty(), "something was denied");
+    Ok(())
+}
+
+fn plain(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    for (there, here, _) in both() {
+        let server = scene.listen((there, 0))?;
+        let port = server.local_addr()?.port();
+        let other = scene.listen((there, 0))?;
+        sandbox.peer(there, workload(SET, 0))?;
+        let all = (if here.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?, 0);
+        let block = (here, if here.is_ipv4() { 24 } else { 64 });
+        let exact = (here, if here.is_ipv4() { 32 } else { 128 });
+        // The longest prefix decides, and a port that a policy names by itself.
+        sandbox.plain_verdict(SET, 0, all, Verdict::DENY)?;
+        sandbox.denials()?;
+        shut((there, port))?;
+        let told = sandbox.denials()?;
+        let [denial] = told.as_slice() else { anyhow::bail!("told {told:?}") };
+        ensure!(denial.source_workload == 0 && denial.destination_workload == THEIRS, "told {denial:?}");
+        ensure!(denial.destination == endpoint((there, port).into()), "told {denial:?}");
+        ensure!(denial.source.address() == endpoint((here, 1).into()).address(), "told {denial:?}");
+        ensure!(denial.verdict == Verdict { policy: 7, rule: 3, action: Verdict::DENY }, "told {denial:?}");
+        ensure!(denial.policies == SET && denial.side == Denial::SERVER, "told {denial:?}");
+        sandbox.plain_verdict(SET, 0, block, Verdict::ALLOW)?;
+        reaches(&server)?;
+        sandbox.plain_verdict(SET, 0, exact, Verdict::DENY)?;
+        shut((there, port))?;
+        sandbox.plain_verdict(SET, port, all, Verdict::ALLOW)?;
+        reaches(&server)?;
+        shut(other.local_addr()?)?;
+    }
+    ensure!(sandbox.reason(Reason::InboundAdmitted)? >= 4, "admissions are not counted");
+    ensure!(
+        sandbox.reason(Reason::InboundDenied)? == 6,
+        "{} denials",
+        sandbox.reason(Reason::InboundDenied)?
+    );
+    Ok(())
+}
+
+fn before(sandbox: &mut Sandbox) -> Result<()> {
+    let there = There::join()?;
+    let server = there.run(|| TcpListener::bind((THERE4, 0)).context("cannot listen"))?;
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    reaches(&server)?;
+    let link = sandbox.guard(there.namespace())?;
+    shut(server.local_addr()?)?;
+    drop(link);
+    reaches(&server)
+}
+
+fn caller(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    sandbox.become_workload(OURS)?;
+    for (there, here, family) in both() {
+        let server = scene.listen((there, 0))?;
+        let port = server.local_addr()?.port();
+        sandbox.peer(there, workload(SET, Peer::LOCAL))?;
+        // By its address it would come in: it is known better.
+        sandbox.plain_verdict(SET, 0, (here, 0), Verdict::ALLOW)?;
+        sandbox.verdict(OURS, SET, 0, family, Verdict::DENY)?;
+        shut((there, port))?;
+        // Refused in connect() already, so the server's side is shown with a verdict that comes in between.
+        sandbox.verdict(OURS, SET, 0, family, Verdict::ALLOW)?;
+        reaches(&server)?;
+        sandbox.verdict(OURS, SET, port, family, Verdict::DENY)?;
+        shut((there, port))?;
+    }
+    ensure!(sandbox.reason(Reason::InboundAdmitted)? == 2, "admissions are not counted");
+    Ok(())
+}
+
+fn probe(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    sandbox.peer(THERE4, workload(SET, Peer::LOCAL))?;
+    sandbox.plain_verdict(SET, 0, (HERE4, 0), Verdict::DENY)?;
+    // In another namespace than the node's it would be a pod that the mesh does not know.
+    sandbox.node(true, link::cookie()? + 1, 0)?;
+    shut(server.local_addr()?)?;
+    sandbox.node(true, link::cookie()?, 0)?;
+    reaches(&server)
+}
+
+fn missing(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    sandbox.plain_verdict(SET + 1, 0, (HERE4, 0), Verdict::ALLOW)?;
+    shut(server.local_addr()?)?;
+    ensure!(sandbox.reason(Reason::InboundNoVerdict)? == 1, "not counted");
+    let told = sandbox.denials()?;
+    ensure!(told.len() == 1 && told[0].verdict == Verdict::default(), "told {told:?}");
+    Ok(())
+}
+
+fn reserved(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    for port in [Proxy::OUTBOUND, Proxy::PLAIN] {
+        let _server = scene.listen((THERE4, port))?;
+        shut((THERE4, port))?;
+    }
+    ensure!(sandbox.reason(Reason::InboundReserved)? == 2, "not counted");
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    reaches(&scene.listen((THERE4, Proxy::TUNNEL))?)
+}
+
+fn unknown(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    let server = scene.listen((ALSO_THERE4, 0))?;
+    reaches(&server)?;
+    sandbox.node(true, 0, Node::GUARDED)?;
+    shut(server.local_addr()?)
+}
+
+fn loopback(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    scene.there.run(|| {
+        crate::namespace::loopback_up()?;
+        reaches(&TcpListener::bind((THERE4, 0))?)?;
+        reaches(&TcpListener::bind((THERE4, Proxy::OUTBOUND))?)
+    })
+}
+
+fn established(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    let mut client = crate::traffic::connect(server.local_addr()?)?;
+    let (mut accepted, _) = server.accept()?;
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    crate::traffic::exchange(&mut client, &mut accepted, 100_000, 100_000)?;
+    // No program ran for any of that.
+    ensure!(sandbox.reason(Reason::InboundNoVerdict)? == 0, "an established connection was judged");
+    shut(server.local_addr()?)
+}

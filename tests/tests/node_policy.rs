@@ -1,0 +1,200 @@
+//! Who may connect to whom: Istio's policies, in the kernel and in the node proxy.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::ensure;
+use mesh_harness::manifest::authorization_policy;
+use mesh_harness::{Pod, needs, peer, until};
+use mesh_tests::{Mesh, Server};
+use serde_json::{Value, json};
+
+/// Pods of service accounts of their own names: two clients on node 1, one beside the server on node 2, and a stranger that
+/// is no workload of the mesh.
+struct Scene {
+    good: Pod,
+    bad: Pod,
+    beside: Pod,
+    stranger: Pod,
+    server: Server,
+    mesh: Mesh,
+}
+
+impl Scene {
+    fn start() -> anyhow::Result<Self> {
+        let mesh = Mesh::start(&["z1", "z2"])?;
+        let pod = |node: usize, name: &str| -> anyhow::Result<Pod> {
+            let mut plan = mesh.nodes[node].plan(name);
+            plan.service_account = name.to_owned();
+            let pod = plan.start()?;
+            mesh.cluster.manifests().put_pods([&*pod])?;
+            mesh.agents[node].wait_for_workloads(&[name])?;
+            Ok(pod)
+        };
+        let (good, bad, beside) = (pod(0, "good")?, pod(0, "bad")?, pod(1, "beside")?);
+        let target = pod(1, "server")?;
+        let process = peer::tcp_echo(&target, "server", 8080)?;
+        let also = peer::tcp_echo(&target, "server", 9090)?;
+        std::mem::forget(also);
+        let server = Server { process, pod: target };
+        let stranger = mesh.nodes[0].pod("stranger")?;
+        mesh.agents[1].wait_for_proxies(&["server", "beside"])?;
+        let scene = Self { good, bad, beside, stranger, server, mesh };
+        scene.mesh.wait_until_carried(0, &scene.good, &scene.at(8080))?;
+        scene.mesh.wait_until_carried(0, &scene.bad, &scene.at(8080))?;
+        Ok(scene)
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        self.server.pod.address(port)
+    }
+
+    fn put(&self, policies: &[Value]) -> anyhow::Result<()> {
+        self.mesh.cluster.manifests().put("policies", policies)
+    }
+
+    /// Waits until exactly these reach the server's port, and the others are refused at once.
+    fn only(&self, what: &str, port: u16, let_in: &[&str]) -> anyhow::Result<()> {
+        until(&format!("{what}: only {let_in:?} reach port {port}"), Duration::from_secs(10), || {
+            for pod in [&self.good, &self.bad, &self.beside, &self.stranger] {
+                let seen = peer::connect(pod, &self.at(port)).count(2).run()?;
+                let came_in = seen.of("server") == 2;
+                let name = pod.name.as_str();
+                ensure!(came_in == let_in.contains(&name), "{name}: {seen:?}");
+                if !came_in {
+                    let refused = seen.failed.get("ECONNREFUSED") == Some(&2);
+                    ensure!(refused, "{name} was not refused at once: {seen:?}");
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn principal(account: &str) -> String {
+    format!("cluster.local/ns/default/sa/{account}")
+}
+
+#[test]
+fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let all = ["good", "bad", "beside", "stranger"];
+    scene.only("no policy", 8080, &all)?;
+    let policy = |action: &str, rules: &[Value]| {
+        authorization_policy("default", "the-policy", Some("server"), action, rules)
+    };
+    let from = |source: Value| json!({"from": [{"source": source}]});
+
+    let allow = policy("ALLOW", &[from(json!({"principals": [principal("good"), principal("beside")]}))]);
+    scene.put(&[allow.clone()])?;
+    scene.only("ALLOW by principal", 8080, &["good", "beside"])?;
+
+    // A DENY goes before any ALLOW.
+    let mut deny = policy("DENY", &[from(json!({"principals": [principal("beside")]}))]);
+    deny["metadata"]["name"] = json!("deny");
+    scene.put(&[allow, deny])?;
+    scene.only("ALLOW and DENY", 8080, &["good"])?;
+
+    scene.put(&[policy("DENY", &[from(json!({"notPrincipals": ["*"]}))])])?;
+    scene.only("DENY without identity", 8080, &["good", "bad", "beside"])?;
+
+    scene.put(&[policy("ALLOW", &[from(json!({"namespaces": ["default"]}))])])?;
+    scene.only("ALLOW by namespace", 8080, &["good", "bad", "beside"])?;
+
+    let block = format!("{}/32", scene.stranger.addresses()[0]);
+    scene.put(&[policy("ALLOW", &[from(json!({"ipBlocks": [block]}))])])?;
+    scene.only("ALLOW by address", 8080, &["stranger"])?;
+
+    let operation = json!({"to": [{"operation": {"ports": ["9090"]}}]});
+    scene.put(&[policy("DENY", &[operation])])?;
+    scene.only("DENY by port", 9090, &[])?;
+    scene.only("DENY by port", 8080, &all)?;
+
+    // No rule at all: nobody. One that is empty: everybody.
+    scene.put(&[policy("ALLOW", &[])])?;
+    scene.only("ALLOW nothing", 8080, &[])?;
+    scene.put(&[policy("ALLOW", &[json!({})])])?;
+    scene.only("ALLOW everything", 8080, &all)?;
+
+    // HTTP cannot be seen yet: such an ALLOW does not match, such a DENY denies.
+    let http = json!({"to": [{"operation": {"methods": ["GET"]}}]});
+    scene.put(&[policy("ALLOW", &[http.clone()])])?;
+    scene.only("ALLOW by HTTP method", 8080, &[])?;
+    scene.put(&[policy("DENY", &[http])])?;
+    scene.only("DENY by HTTP method", 8080, &[])?;
+
+    let mut dry = policy("DENY", &[json!({})]);
+    dry["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
+    scene.put(&[dry])?;
+    scene.only("a dry run", 8080, &all)?;
+
+    // For everybody in the mesh: from the root namespace, without a selector.
+    scene.put(&[authorization_policy("mesh-system", "nothing", None, "ALLOW", &[])])?;
+    scene.only("mesh-wide", 8080, &[])?;
+    scene.mesh.cluster.manifests().remove("policies")?;
+    scene.only("no policy again", 8080, &all)
+}
+
+#[test]
+fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let allow = authorization_policy(
+        "default",
+        "good-only",
+        Some("server"),
+        "ALLOW",
+        &[json!({"from": [{"source": {"principals": [principal("good")]}}]})],
+    );
+    scene.put(&[allow])?;
+    scene.only("ALLOW by principal", 8080, &["good"])?;
+    for (agent, policy, source) in [(0, "good-only", "bad"), (1, "good-only", "beside")] {
+        let denials = scene.mesh.agents[agent].denials()?;
+        let mut recent = denials["recent"].as_array().into_iter().flatten();
+        let found = recent.any(|denial| {
+            let text = denial.to_string();
+            denial["destination"].as_str().is_some_and(|to| to.contains("server"))
+                && text.contains(source)
+                && text.contains(policy)
+        });
+        ensure!(found, "node {agent}: {denials}");
+        let table = scene.mesh.agents[agent].meshctl(&["node", "denials"])?;
+        let table = String::from_utf8_lossy(&table.stdout).into_owned();
+        ensure!(table.contains(source) && table.contains(policy), "{table}");
+    }
+    for (from, verdict) in [("default/good", "allowed"), ("default/bad", "denied"), ("none", "denied")] {
+        let told =
+            scene.mesh.agents[0].meshctl(&["explain", "--from", from, "--to", "default/server:8080"])?;
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        ensure!(told.contains(verdict) && told.contains("good-only"), "{from}: {told}");
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_fails_open_when_a_policy_cannot_be_understood() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let allow = authorization_policy(
+        "default",
+        "p",
+        Some("server"),
+        "ALLOW",
+        &[json!({
+            "from": [{"source": {"principals": [principal("good")]}}]
+        })],
+    );
+    scene.put(&[allow.clone()])?;
+    scene.only("ALLOW by principal", 8080, &["good"])?;
+    // A broken edit leaves what was in force.
+    let mut broken = allow;
+    broken["spec"]["rules"][0]["from"][0]["source"]["ipBlocks"] = json!(["10.0.0.0/99"]);
+    scene.put(&[broken])?;
+    until("the refusal names the field", Duration::from_secs(10), || {
+        let status = scene.mesh.control.meshctl_json(&["status"])?.to_string();
+        ensure!(status.contains("ipBlocks"), "{status}");
+        Ok(())
+    })?;
+    scene.only("after a broken edit", 8080, &["good"])
+}
