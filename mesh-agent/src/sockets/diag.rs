@@ -32,9 +32,7 @@ pub enum DiagError {
     #[error("netlink sock_diag: {0}")]
     Refused(io::Error),
     /// The kernel cannot do this.
-    #[error(
-        "this kernel cannot destroy sockets: it needs CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY (Linux 4.5)"
-    )]
+    #[error("this kernel cannot destroy sockets: it needs CONFIG_INET_DIAG_DESTROY and the module tcp_diag")]
     Unsupported,
 }
 

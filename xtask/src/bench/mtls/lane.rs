@@ -99,28 +99,27 @@ impl Lane {
         Ok([of(&self.nodes[0])?, of(&self.nodes[1])?])
     }
 
-    /// Waits for an answer, and makes sure that it came the way that is to be measured.
+    /// Waits until an answer comes, and comes the way that is to be measured.
     fn ready(&self) -> Result<()> {
         let to = self.to(PORT);
-        until(&format!("{to} answers"), Duration::from_secs(20), || {
-            let seen = peer::connect(&self.client, &to).run()?;
-            ensure!(seen.of("server") == 1, "{to} does not answer: {:?}", seen.failures);
-            Ok(())
-        })?;
-        if self.kind == Kind::Direct {
-            return Ok(());
-        }
-        // As much as no proxy carries for nothing.
         let used = || -> Result<Vec<f64>> {
             self.nodes.iter().map(|node| cgroup::cpu_seconds(&proxy_of(node))).collect()
         };
-        let before = used()?;
-        let seen = peer::transfer(&self.client, &to, 64 << 20, 1)?;
-        ensure!(seen.exact, "bytes were lost or changed");
-        for (before, after) in before.iter().zip(used()?) {
-            ensure!(after - before > 0.01, "{} does not carry the connection", self.kind.name());
-        }
-        Ok(())
+        until(&format!("{to} answers"), Duration::from_secs(30), || {
+            let seen = peer::connect(&self.client, &to).run()?;
+            ensure!(seen.of("server") == 1, "{to} does not answer: {:?}", seen.failures);
+            if self.kind == Kind::Direct {
+                return Ok(());
+            }
+            let before = used()?;
+            let seen = peer::transfer(&self.client, &to, 64 << 20, 1)?;
+            ensure!(seen.exact, "bytes were lost or changed");
+            for (before, after) in before.iter().zip(used()?) {
+                // As much as no proxy uses when it has nothing to do.
+                ensure!(after - before > 0.01, "{} does not carry the connection", self.kind.name());
+            }
+            Ok(())
+        })
     }
 }
 

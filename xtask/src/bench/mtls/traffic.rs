@@ -145,3 +145,48 @@ pub(super) fn connections(args: &Args, lanes: &[Lane], report: &mut Report) -> R
     seen.compare(report, 2, "connections: CPU of everything", Kind::Nginx, Target::None);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(fill: impl FnOnce(&Rounds<1>, &mut Report)) -> Vec<(String, f64, Option<bool>)> {
+        let lane = |kind, samples: [f64; 3]| (kind, [samples.to_vec()]);
+        let rounds = Rounds {
+            lanes: vec![
+                lane(Kind::Direct, [0.0, 0.0, 0.0]),
+                lane(Kind::Stream, [30.0, 60.0, 100.0]),
+                lane(Kind::Nginx, [50.0, 100.0, 200.0]),
+            ],
+        };
+        let mut report = Report::new("test");
+        fill(&rounds, &mut report);
+        let report: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        let row = |row: &serde_json::Value| {
+            let what = row["what"].as_str().unwrap().to_owned();
+            (what, row["value"].as_f64().unwrap(), row["met"].as_bool())
+        };
+        report["rows"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round_and_only_of_what_was_measured() {
+        let compared = rows(|rounds, report| {
+            rounds.compare(report, 0, "CPU", Kind::Nginx, Target::AtMost(0.6));
+            rounds.compare(report, 0, "CPU", Kind::Hbone, Target::AtMost(0.6));
+            rounds.compare_added(report, 0, "time", Target::AtMost(0.5));
+        });
+        let expected = [
+            ("CPU, mesh / nginx".to_owned(), 0.6, Some(true)),
+            ("time added, mesh / nginx".to_owned(), 0.6, Some(false)),
+        ];
+        assert_eq!(compared, expected);
+    }
+
+    #[test]
+    fn what_a_lane_does_not_have_is_not_shown() {
+        let shown = rows(|rounds, report| rounds.show(report, 0, "CPU", "s"));
+        let names: Vec<&str> = shown.iter().map(|(what, ..)| what.as_str()).collect();
+        assert_eq!(names, ["CPU, mesh", "CPU, nginx"]);
+    }
+}
