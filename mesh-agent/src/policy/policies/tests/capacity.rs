@@ -95,3 +95,25 @@ fn a_kernel_that_takes_no_more_never_holds_half_a_set_and_is_asked_again() {
         assert!(world.kernel.by_address([9, 9, 9, 9].into(), "near/web", 80).unwrap().allows());
     }
 }
+
+#[test]
+fn after_one_write_that_fails_no_port_goes_by_the_verdict_of_the_others() {
+    for writes in 0..24 {
+        let mut world = World::new(1_000);
+        world.apply(updated(&[deny_port("near/ns", Scope::Namespace, 1)]), true);
+        world.kernel.stumbles_after = Some(writes);
+        world.pods(&[pod("near/web", "10.0.0.1", HERE, &[]), pod("near/api", "10.0.0.2", HERE, &[])]);
+        for source in ["near/web", "near/api"] {
+            let denied = world.kernel.by_identity(source, "near/web", 1, 4);
+            assert!(!denied.is_some_and(|verdict| verdict.allows()), "{writes}");
+        }
+        let stranger = [9, 9, 9, 9].into();
+        assert!(!world.kernel.by_address(stranger, "near/web", 1).is_some_and(|v| v.allows()), "{writes}");
+        let failed = world.kernel.stumbles_after.is_none();
+        assert_eq!(world.policies.counts().write_failures, u64::from(failed));
+        let plan = world.policies.tick(&world.snapshot, Instant::now());
+        world.enforce(&plan);
+        assert!(world.allows("near/api", "near/web", 80) && !world.allows("near/web", "near/web", 1));
+        assert!(world.kernel.by_address(stranger, "near/web", 80).unwrap().allows());
+    }
+}
