@@ -169,8 +169,10 @@ mod tests {
             }
         }
         let found = enrolled(&enrollment, &snapshot);
-        let [one] = found.try_into().unwrap();
-        assert_eq!((&*one.uid, one.cgroups), ("c//Pod/shop/pod", vec![PathBuf::from("pod.service")]));
+        let [plain, pod] = found.try_into().unwrap();
+        assert_eq!((&*pod.uid, pod.cgroups), ("c//Pod/shop/pod", vec![PathBuf::from("pod.service")]));
+        // Whether other nodes take it for meshed says nothing of its own connections.
+        assert_eq!(&*plain.uid, "c//Pod/shop/plain");
     }
 
     #[test]

@@ -115,43 +115,62 @@ async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut dra
             Ok(Ok(None)) | Err(_) => return,
             Ok(Err(error)) => Err(error),
         };
-        let request = match request {
-            Ok(request) => request,
-            Err(error) => {
-                debug!(own = %inbound.own, peer = %tls.peer, %error, "a tunnel has ended");
-                let refusal = Message::Refused(Reason::BadRequest, "");
-                if matches!(error, TunnelError::Malformed(_)) {
-                    drop(tunnel::send(&mut tls, &refusal).await);
+        match request {
+            Ok(request) => {
+                if !stream(inbound, &mut tls, peer, request).await {
+                    return;
                 }
-                return;
             }
-        };
-        if !stream(inbound, &mut tls, peer, request).await {
-            return;
+            Err(error) => return Box::pin(malformed(inbound, &mut tls, error)).await,
         }
     }
 }
 
-fn request(bytes: &[u8]) -> Result<Request, TunnelError> {
+async fn malformed(inbound: &Inbound, tls: &mut Tls, error: TunnelError) {
+    debug!(own = %inbound.own, peer = %tls.peer, %error, "a tunnel has ended");
+    if matches!(error, TunnelError::Malformed(_)) {
+        drop(tunnel::send(tls, &Message::Refused(Reason::BadRequest, "")).await);
+    }
+}
+
+fn request(bytes: &[u8]) -> Result<Box<Request>, TunnelError> {
     let message = Message::decode(bytes)?;
     Order::Idle.server_received(&message)?;
     // The order lets nothing else through.
     let Message::Request(request) = message else { return Err(super::stream::OutOfOrder.into()) };
-    Ok(*request)
+    Ok(request)
 }
 
 /// Whether the tunnel may carry another.
-async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Request) -> bool {
-    let wanted = Wanted {
+async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<Request>) -> bool {
+    // In a box: what is needed to begin need not be kept for as long as the stream is open.
+    let Some(begun) = Box::pin(begin(inbound, tls, peer, request)).await else { return false };
+    let Begun { wanted, changed, application } = begun;
+    let relayed = tokio::select! {
+        relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget) => Some(relayed),
+        () = revoked(inbound, &wanted, changed) => None,
+    };
+    finish(inbound, &wanted, &application.tcp, relayed)
+}
+
+/// A stream that was accepted.
+struct Begun {
+    wanted: Box<Wanted>,
+    /// From before the verdict that let it in.
+    changed: watch::Receiver<u64>,
+    application: Application,
+}
+
+async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<Request>) -> Option<Begun> {
+    let wanted = Box::new(Wanted {
         source: Some(tls.peer.clone()),
         peer,
         client: request.client,
         destination: canonical(request.destination),
-    };
+    });
     let changed = inbound.host.changed();
     let answer = if SystemTime::now() < tls.until {
-        let local = tls.tcp.local_addr();
-        Box::pin(answer(inbound, &wanted, local)).await
+        answer(inbound, &wanted, tls.tcp.local_addr()).await
     } else {
         // The client makes a new tunnel, with a new certificate.
         Err(Reason::Draining)
@@ -161,18 +180,14 @@ async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Req
         Err(reason) => {
             inbound.host.finished(&wanted, &Outcome::Refused(reason));
             drop(tunnel::send(tls, &Message::Refused(reason, "")).await);
-            return false;
+            return None;
         }
     };
     if let Err(error) = tunnel::send(tls, &Message::Accepted).await {
         inbound.host.finished(&wanted, &Outcome::Cut(Moved::default(), error.to_string()));
-        return false;
+        return None;
     }
-    let relayed = tokio::select! {
-        relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget) => Some(relayed),
-        () = revoked(inbound, &wanted, changed) => None,
-    };
-    finish(inbound, &wanted, &application.tcp, relayed)
+    Some(Begun { wanted, changed, application })
 }
 
 /// Streams of HTTP/2, many at a time.

@@ -68,37 +68,63 @@ async fn connection(
 ) {
     // Unless it ends in order, whichever way it ends.
     reset_on_drop(&application);
-    let Ok(local) = application.local_addr() else { return };
-    // Without one it was made to the proxy itself.
-    let peer = canonical(peer);
-    let Some(original) = outbound.host.original(peer, canonical(local)) else { return };
-    let mut dialled =
-        Dialled { application: peer, destination: original.dialled, endpoint: None, direct: None };
-    // From before the route, so that no change is missed.
-    let changed = outbound.host.changed();
-    let outcome = match outbound.host.route(peer, &original) {
-        Route::Refuse(reason) => Outcome::Refused(reason),
-        Route::Direct(to) => {
-            dialled.direct = Some(to);
-            let relayed = pin!(direct(&outbound, &application, to));
-            unless_revoked(&outbound, &dialled, changed, relayed).await
+    // In a box: what is needed to find the way need not be kept for as long as the connection is open.
+    let Some(found) = Box::pin(find_way(&outbound, &application, peer)).await else { return };
+    let Found { dialled, changed, way } = found;
+    let outcome = match way {
+        Err(reason) => Outcome::Refused(reason),
+        Ok(Way::Direct(to)) => {
+            // Few go this way, and the others should not be as large.
+            let mut relayed = Box::pin(direct(&outbound, &application, to));
+            unless_revoked(&outbound, &dialled, changed, relayed.as_mut()).await
         }
-        Route::Tunnel { endpoints, host } => {
-            let request = Request { client: Some(peer), host, ..Request::to(original.dialled) };
-            match Box::pin(find(&outbound, endpoints, &original, request)).await {
-                Ok((endpoint, stream)) => {
-                    dialled.endpoint = Some(endpoint.clone());
-                    let relayed = pin!(tunnelled(&outbound, &mut application, &endpoint, stream));
-                    unless_revoked(&outbound, &dialled, changed, relayed).await
-                }
-                Err(reason) => Outcome::Refused(reason),
-            }
+        Ok(Way::Tunnel(stream)) => {
+            let relayed = pin!(tunnelled(&outbound, &mut application, dialled.endpoint.as_ref(), stream));
+            unless_revoked(&outbound, &dialled, changed, relayed).await
         }
     };
     if matches!(outcome, Outcome::Ended(_)) {
         end_on_drop(&application);
     }
     outbound.host.finished(&dialled, &outcome);
+}
+
+/// Where a connection goes.
+struct Found {
+    dialled: Box<Dialled>,
+    /// From before the way was found, so that no change is missed.
+    changed: watch::Receiver<u64>,
+    way: Result<Way, Reason>,
+}
+
+enum Way {
+    Direct(SocketAddr),
+    Tunnel(Stream),
+}
+
+async fn find_way(outbound: &Outbound, application: &TcpStream, peer: SocketAddr) -> Option<Found> {
+    let local = application.local_addr().ok()?;
+    let peer = canonical(peer);
+    // Without one it was made to the proxy itself.
+    let original = outbound.host.original(peer, canonical(local))?;
+    let destination = original.dialled;
+    let mut dialled = Box::new(Dialled { application: peer, destination, endpoint: None, direct: None });
+    let changed = outbound.host.changed();
+    let way = match outbound.host.route(peer, &original) {
+        Route::Refuse(reason) => Err(reason),
+        Route::Direct(to) => {
+            dialled.direct = Some(to);
+            Ok(Way::Direct(to))
+        }
+        Route::Tunnel { endpoints, host } => {
+            let request = Request { client: Some(peer), host, ..Request::to(destination) };
+            find(outbound, endpoints, &original, request).await.map(|(endpoint, stream)| {
+                dialled.endpoint = Some(endpoint);
+                Way::Tunnel(stream)
+            })
+        }
+    };
+    Some(Found { dialled, changed, way })
 }
 
 /// A stream, unless it may no longer be.
@@ -128,20 +154,25 @@ async fn unless_revoked(
 async fn tunnelled(
     outbound: &Outbound,
     application: &mut TcpStream,
-    endpoint: &Endpoint,
+    endpoint: Option<&Endpoint>,
     stream: Stream,
 ) -> Outcome {
-    let using = outbound.pool.using(endpoint);
+    let using = endpoint.map(|endpoint| outbound.pool.using(endpoint));
     let (outcome, moved) = match stream {
         Stream::Own(mut tls) => {
             let relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
             drop(using);
-            if relayed.0.is_ok() && !outbound.pool.put(endpoint, tls, Instant::now()) {
+            if let (Ok(()), Some(endpoint)) = (&relayed.0, endpoint)
+                && !outbound.pool.put(endpoint, tls, Instant::now())
+            {
                 count(&outbound.allowance.counts.over_idle);
             }
             relayed
         }
-        Stream::Http2(send, receive, _slot) => Box::pin(hbone::relay(application, send, receive)).await,
+        Stream::Http2(stream) => {
+            let (send, receive, _slot) = *stream;
+            Box::pin(hbone::relay(application, send, receive)).await
+        }
     };
     Outcome::of(outcome, moved)
 }
@@ -165,7 +196,7 @@ async fn direct(outbound: &Outbound, application: &TcpStream, to: SocketAddr) ->
 /// A stream that a peer has accepted.
 enum Stream {
     Own(Box<Tls>),
-    Http2(SendStream<Bytes>, RecvStream, Slot),
+    Http2(Box<(SendStream<Bytes>, RecvStream, Slot)>),
 }
 
 /// Why an endpoint gives no stream.
@@ -233,7 +264,7 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
         match connection.open(&request, outbound.baggage.as_ref()).await {
             Ok((send, receive)) => {
                 count(&outbound.allowance.counts.reused);
-                return Ok(Stream::Http2(send, receive, slot));
+                return Ok(Stream::Http2(Box::new((send, receive, slot))));
             }
             Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
             Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
@@ -260,7 +291,7 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
                 .ok_or_else(|| Failure::Endpoint(Reason::Upstream, "closed".to_owned()))?;
             outbound.pool.offer(endpoint, connection.clone());
             match connection.open(&request, outbound.baggage.as_ref()).await {
-                Ok((send, receive)) => Ok(Stream::Http2(send, receive, slot)),
+                Ok((send, receive)) => Ok(Stream::Http2(Box::new((send, receive, slot)))),
                 Err(OpenError::Refused(reason)) => Err(refused(reason, "")),
                 Err(error @ (OpenError::Http(_) | OpenError::H2(_))) => Err(failed(error)),
             }

@@ -4,6 +4,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::super::view;
 use super::*;
 use crate::fixtures::Directory;
+use crate::policy::DenialsView;
 
 /// An owner that answers with empty lists, and about readiness as told.
 fn owner(ready: Result<(), String>) -> Owner {
@@ -16,6 +17,7 @@ fn owner(ready: Result<(), String>) -> Owner {
                 AdminRequest::Workloads(reply) => drop(reply.send(vec![workload()])),
                 AdminRequest::Denials(reply) => drop(reply.send(Default::default())),
                 AdminRequest::Certificates(reply) => drop(reply.send(Vec::new())),
+                AdminRequest::Denials(reply) => drop(reply.send(DenialsView::default())),
                 AdminRequest::Stats(reply) => drop(reply.send(view::Stats::default())),
                 AdminRequest::Metrics(reply) => drop(reply.send(metrics::View::default())),
                 AdminRequest::Ready(reply) => drop(reply.send(ready.clone())),

@@ -4,7 +4,7 @@
 //! one `read` of many records, opened where they lie, one `writev`.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -132,7 +132,7 @@ async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
         if read == 0 {
             drop(buffer);
             let record = writer.data(&Message::End.encode())?;
-            send(common, writer, &record).await?;
+            blocked(send(common, writer, &record)).await?;
             common.sent_end.set(true);
             return Ok(());
         }
@@ -148,11 +148,15 @@ async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
                 break;
             }
         }
-        write(common, &buffer.bytes[..end]).await?;
+        let written = write_now(common, &buffer.bytes[..end])?;
+        if written < end {
+            blocked(write(common, &buffer.bytes[written..end])).await?;
+        }
+        drop(buffer);
         common.sent.fetch_add(read as u64, Relaxed);
         // After the data: a key may seal a few records more than its limit says.
         if let Some(record) = writer.due()? {
-            write(common, &record).await?;
+            blocked(write(common, &record)).await?;
         }
     }
 }
@@ -165,19 +169,37 @@ async fn send(common: &Common<'_>, writer: &mut Writer, record: &[u8]) -> Result
     }
 }
 
-async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
-    common.within_record.set(true);
-    while !bytes.is_empty() {
-        match socket::write(common.tunnel, &[IoSlice::new(bytes)]).map_err(Cut::Tunnel)? {
-            Some(written) => bytes = &bytes[written..],
-            None => match socket::room(common.tunnel, common.application).await {
-                Room::Some => {}
-                Room::Failed(error) => return Err(Cut::Application(error)),
-            },
+/// Waits in a box of its own: who copies is blocked rarely, and a future is as large as the largest thing that it may wait for.
+fn blocked<'a, T>(
+    waits: impl Future<Output = Result<T, Cut>> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Result<T, Cut>> + Send + 'a>> {
+    Box::pin(waits)
+}
+
+/// Writes what fits, and says how much that was.
+fn write_now(common: &Common<'_>, bytes: &[u8]) -> Result<usize, Cut> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match socket::write(common.tunnel, &[IoSlice::new(&bytes[done..])]).map_err(Cut::Tunnel)? {
+            Some(written) => done += written,
+            None => break,
         }
     }
-    common.within_record.set(false);
-    Ok(())
+    common.within_record.set(done < bytes.len());
+    Ok(done)
+}
+
+async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
+    loop {
+        bytes = &bytes[write_now(common, bytes)?..];
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        match socket::room(common.tunnel, common.application).await {
+            Room::Some => {}
+            Room::Failed(error) => return Err(Cut::Application(error)),
+        }
+    }
 }
 
 /// From the tunnel to the application. Goes on after END until the own direction has ended: a reset may still come.
@@ -195,8 +217,22 @@ async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) 
         let mut buffer = common.budget.take_for(have, pace.size());
         buffer.bytes[..have].copy_from_slice(received);
         *received = Vec::new();
+        let mut next = 0;
         loop {
-            let opened = open(common, reader, &mut buffer, have).await?;
+            let opened = loop {
+                match open(common, reader, &mut buffer, next, have)? {
+                    Opened::All(used) => break used,
+                    Opened::Blocked(rest) => {
+                        next = rest.next;
+                        let then = rest.then;
+                        blocked(deliver(common, &buffer.bytes, rest.pieces)).await?;
+                        if settle(common, then)? {
+                            break next;
+                        }
+                    }
+                }
+            };
+            next = 0;
             buffer.bytes.copy_within(opened..have, 0);
             have -= opened;
             let over = common.received_end.get() && common.sent_end.get();
@@ -225,18 +261,63 @@ fn fill(common: &Common<'_>, buffer: &mut Buffer, have: usize) -> Result<Option<
     }
 }
 
-/// Opens the records in the first `have` bytes, hands their data to the application, and returns how many bytes were used.
-async fn open(
+/// Why gathering has paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// No whole record is left.
+    All,
+    /// There are as many pieces as one write takes.
+    Full,
+    /// END.
+    End,
+}
+
+/// How far the records in a buffer have been opened.
+enum Opened {
+    /// Up to here; their data is with the application.
+    All(usize),
+    /// The application takes no more at the moment.
+    Blocked(Box<Rest>),
+}
+
+struct Rest {
+    /// Where the next record begins.
+    next: usize,
+    pieces: Pieces,
+    then: Pause,
+}
+
+/// Opens the records in `next..have`, and hands their data to the application.
+fn open(
     common: &Common<'_>,
     reader: &mut Reader,
     buffer: &mut Buffer,
+    mut next: usize,
     have: usize,
-) -> Result<usize, Cut> {
+) -> Result<Opened, Cut> {
     let mut pieces = Pieces::new();
-    let mut next = 0;
-    while let Some((total, event)) = reader.open(&mut buffer.bytes[next..have])? {
-        let at = next;
-        next += total;
+    loop {
+        let then = gather(common, reader, buffer, &mut next, have, &mut pieces)?;
+        if !deliver_now(common, &buffer.bytes, &mut pieces)? {
+            return Ok(Opened::Blocked(Box::new(Rest { next, pieces, then })));
+        }
+        if settle(common, then)? {
+            return Ok(Opened::All(next));
+        }
+    }
+}
+
+fn gather(
+    common: &Common<'_>,
+    reader: &mut Reader,
+    buffer: &mut Buffer,
+    next: &mut usize,
+    have: usize,
+    pieces: &mut Pieces,
+) -> Result<Pause, Cut> {
+    while let Some((total, event)) = reader.open(&mut buffer.bytes[*next..have])? {
+        let at = *next;
+        *next += total;
         let content = match event {
             Event::Data(range) => at + range.start..at + range.end,
             Event::Nothing => continue,
@@ -248,19 +329,12 @@ async fn open(
             }
             pieces.push(content.start + 1..content.end);
             if pieces.is_full() {
-                deliver(common, &buffer.bytes, &mut pieces).await?;
+                return Ok(Pause::Full);
             }
             continue;
         }
         match Message::decode(&buffer.bytes[content])? {
-            Message::End if !common.received_end.get() => {
-                deliver(common, &buffer.bytes, &mut pieces).await?;
-                socket::end(common.application).map_err(Cut::Application)?;
-                common.received_end.set(true);
-                if common.sent_end.get() {
-                    break;
-                }
-            }
+            Message::End if !common.received_end.get() => return Ok(Pause::End),
             // It overtakes nothing: what the application has not read yet is lost, as on any connection.
             Message::Reset => return Err(Cut::Reset),
             Message::Drain => {}
@@ -270,26 +344,43 @@ async fn open(
             }
         }
     }
-    deliver(common, &buffer.bytes, &mut pieces).await?;
-    Ok(next)
+    Ok(Pause::All)
 }
 
-async fn deliver(common: &Common<'_>, bytes: &[u8], pieces: &mut Pieces) -> Result<(), Cut> {
+/// What follows when the data before a pause is with the application. True: nothing more is to be opened.
+fn settle(common: &Common<'_>, then: Pause) -> Result<bool, Cut> {
+    match then {
+        Pause::All => Ok(true),
+        Pause::Full => Ok(false),
+        Pause::End => {
+            socket::end(common.application).map_err(Cut::Application)?;
+            common.received_end.set(true);
+            Ok(common.sent_end.get())
+        }
+    }
+}
+
+/// Hands over what the application takes; whether that was all.
+fn deliver_now(common: &Common<'_>, bytes: &[u8], pieces: &mut Pieces) -> Result<bool, Cut> {
     while !pieces.is_empty() {
-        let written = {
-            let (slices, count) = pieces.slices(bytes);
-            socket::write(common.application, &slices[..count]).map_err(Cut::Application)?
-        };
-        match written {
+        let (slices, count) = pieces.slices(bytes);
+        match socket::write(common.application, &slices[..count]).map_err(Cut::Application)? {
             Some(written) => {
                 pieces.advance(written);
                 common.received.fetch_add(written as u64, Relaxed);
             }
-            // A reset of the tunnel must not wait until the application reads.
-            None => match socket::room(common.application, common.tunnel).await {
-                Room::Some => {}
-                Room::Failed(error) => return Err(Cut::Tunnel(error)),
-            },
+            None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+async fn deliver(common: &Common<'_>, bytes: &[u8], mut pieces: Pieces) -> Result<(), Cut> {
+    while !deliver_now(common, bytes, &mut pieces)? {
+        // A reset of the tunnel must not wait until the application reads.
+        match socket::room(common.application, common.tunnel).await {
+            Room::Some => {}
+            Room::Failed(error) => return Err(Cut::Tunnel(error)),
         }
     }
     Ok(())
