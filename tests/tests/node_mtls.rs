@@ -1,5 +1,6 @@
 //! Between nodes: mutual TLS by the workloads' identities, of which an application sees nothing.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -45,7 +46,11 @@ fn what_crosses_between_nodes_is_tls_and_the_application_sees_its_real_peer() ->
         ensure!(transfer.exact, "{to}: bytes were changed on the way");
         ensure!(mesh.agents[0].reason("proxied")? - before == 21, "{to}: not all went through the proxy");
         // Both ends see each other as if nothing were between them.
-        let own = client.addresses()[usize::from(to.is_ipv6())].to_string();
+        // (The server listens for both families, so IPv4 shows as mapped.)
+        let own = match client.addresses()[usize::from(to.is_ipv6())] {
+            IpAddr::V4(v4) => format!("[{}]", v4.to_ipv6_mapped()),
+            IpAddr::V6(v6) => format!("[{v6}]"),
+        };
         ensure!(seen.seen_as.keys().eq([&own]), "{to}: the server saw {:?} instead of {own}", seen.seen_as);
         ensure!(seen.peers.keys().eq([&to.to_string()]), "{to}: the client saw {:?}", seen.peers);
         let tunnels = tunnelled(&segments);
@@ -103,9 +108,12 @@ fn plaintext_is_taken_unless_policy_is_strict() -> anyhow::Result<()> {
     // A probe from the node itself is let in.
     let seen = peer::connect(&probe, &server).count(5).run()?;
     ensure!(seen.of("server") == 5, "a probe of the node is refused: {seen:?}");
-    let denials = mesh.agents[1].denials()?;
-    let last = denials["recent"].as_array().and_then(|all| all.last()).cloned().unwrap_or_default();
-    ensure!(last["policy"].as_str().is_some_and(|policy| policy.contains("strict")), "{denials}");
+    until("the denial is told", Duration::from_secs(5), || {
+        let denials = mesh.agents[1].denials()?;
+        let last = denials["last"].as_array().and_then(|all| all.first()).cloned().unwrap_or_default();
+        ensure!(last["policy"].as_str().is_some_and(|policy| policy.contains("strict")), "{denials}");
+        Ok(())
+    })?;
     mesh.cluster.manifests().remove("strict")?;
     until("plaintext is taken again", Duration::from_secs(10), || {
         let seen = peer::connect(&stranger, &server).count(1).run()?;

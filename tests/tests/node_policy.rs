@@ -150,15 +150,18 @@ fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
     scene.put(&[allow])?;
     scene.only("ALLOW by principal", 8080, &["good"])?;
     for (agent, policy, source) in [(0, "good-only", "bad"), (1, "good-only", "beside")] {
-        let denials = scene.mesh.agents[agent].denials()?;
-        let mut recent = denials["recent"].as_array().into_iter().flatten();
-        let found = recent.any(|denial| {
-            let text = denial.to_string();
-            denial["destination"].as_str().is_some_and(|to| to.contains("server"))
-                && text.contains(source)
-                && text.contains(policy)
-        });
-        ensure!(found, "node {agent}: {denials}");
+        until("the denial is told", Duration::from_secs(5), || {
+            let denials = scene.mesh.agents[agent].denials()?;
+            let mut last = denials["last"].as_array().into_iter().flatten();
+            let found = last.any(|denial| {
+                let of = |end: &str| denial[end]["workload"].as_str().unwrap_or_default().to_owned();
+                of("destination").ends_with("/server")
+                    && of("source").ends_with(source)
+                    && denial["policy"].as_str().is_some_and(|name| name.ends_with(policy))
+            });
+            ensure!(found, "node {agent}: {denials}");
+            Ok(())
+        })?;
         let table = scene.mesh.agents[agent].meshctl(&["node", "denials"])?;
         let table = String::from_utf8_lossy(&table.stdout).into_owned();
         ensure!(table.contains(source) && table.contains(policy), "{table}");

@@ -37,7 +37,6 @@ pub struct Mesh {
     held: RwLock<Held>,
     changed: watch::Sender<u64>,
     grace: Duration,
-    meshed: fn(&Workload) -> bool,
     turn: AtomicUsize,
 }
 
@@ -63,14 +62,8 @@ struct Backed {
 
 impl Mesh {
     /// One that knows nobody. Connections to an endpoint that has gone may go on for `grace`.
-    pub fn new(grace: Duration, meshed: fn(&Workload) -> bool) -> Self {
-        Self {
-            held: RwLock::default(),
-            changed: watch::Sender::default(),
-            grace,
-            meshed,
-            turn: AtomicUsize::new(0),
-        }
+    pub fn new(grace: Duration) -> Self {
+        Self { held: RwLock::default(), changed: watch::Sender::default(), grace, turn: AtomicUsize::new(0) }
     }
 
     /// A number that changes when an endpoint has gone (its grace time over) or become another's, and with [`Mesh::bump`].
@@ -120,7 +113,7 @@ impl Mesh {
     pub fn reach(&self, target: SocketAddr) -> Reach {
         let found = self.read().by_address.get(&target.ip()).map(Arc::clone);
         let Some(workload) = found else { return Reach::Unknown };
-        match self.endpoint(&workload, target) {
+        match endpoint(&workload, target) {
             Some(endpoint) => Reach::Meshed(workload, endpoint),
             None => Reach::Plain(workload),
         }
@@ -157,12 +150,12 @@ impl Mesh {
         let mut backends = frontend.backends;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
         backends.rotate_left(turn);
-        let endpoint = |candidate: Candidate| {
+        let untried = |candidate: Candidate| {
             let target = socket_address(&candidate.endpoint);
-            let endpoint = self.endpoint(&candidate.workload, target)?;
+            let endpoint = endpoint(&candidate.workload, target)?;
             (!failed.contains(&endpoint)).then_some((candidate.workload, endpoint))
         };
-        backends.into_iter().filter_map(endpoint).take(RETRIES).collect()
+        backends.into_iter().filter_map(untried).take(RETRIES).collect()
     }
 
     /// Host name of the service at that address.
@@ -170,11 +163,6 @@ impl Mesh {
         let held = self.read();
         let key = held.by_service_address.get(&dialled)?;
         key.split_once('/').map(|(_namespace, host)| host.into())
-    }
-
-    fn endpoint(&self, workload: &Workload, target: SocketAddr) -> Option<Endpoint> {
-        let identity = spiffe_of(workload).ok().filter(|_| (self.meshed)(workload))?;
-        Some(Endpoint { identity, tunnel: SocketAddr::new(target.ip(), Proxy::TUNNEL), target })
     }
 
     // Nothing in here panics half-way through a change.
@@ -253,6 +241,12 @@ impl Held {
             self.services.insert(Arc::clone(key), backed);
         }
     }
+}
+
+/// Where a workload takes tunnels for one of its ports, if it does.
+fn endpoint(workload: &Workload, target: SocketAddr) -> Option<Endpoint> {
+    let identity = spiffe_of(workload).ok().filter(|_| workload.meshed)?;
+    Some(Endpoint { identity, tunnel: SocketAddr::new(target.ip(), Proxy::TUNNEL), target })
 }
 
 fn socket_address(endpoint: &abi::Endpoint) -> SocketAddr {

@@ -159,7 +159,7 @@ impl Node {
         let (events, told) = mpsc::unbounded_channel();
         let kernel = Arc::new(Table::default());
         let judge = Arc::new(Refuses { who: Mutex::default(), changed: watch::Sender::default() });
-        let mesh = Arc::new(Mesh::new(GRACE, |workload| !workload.name.starts_with("plain")));
+        let mesh = Arc::new(Mesh::new(GRACE));
         let (denials, certificates) = (Arc::<Mutex<Vec<Denial>>>::default(), Arc::<Held>::default());
         let cgroups = Directory::new();
         let tell = Arc::clone(&denials);
@@ -327,6 +327,7 @@ fn announced(uid: &str, pod: &Pod) -> wire::Workload {
     let mut announced = workload(uid, &pod.addresses[0].to_string(), "node", &[]);
     let IpAddr::V6(six) = pod.addresses[1] else { panic!() };
     announced.addresses.push(six.octets().to_vec());
+    announced.tunnel_protocol = wire::TunnelProtocol::Hbone as i32;
     announced.service_account = uid.rsplit('/').next().unwrap().to_owned();
     announced
 }

@@ -8,7 +8,7 @@ use mesh_common::policy::{Policy, Scope};
 use crate::snapshot::{Authorization, Content, Reach};
 
 /// Why a connection is let in or refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// A rule says so.

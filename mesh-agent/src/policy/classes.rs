@@ -65,10 +65,13 @@ impl Contents {
 /// Sets that nobody uses any more, with their numbers.
 pub(super) type Unused = Vec<(u32, Set)>;
 
+/// Names of the policies that a workload names.
+type Named = Box<[Arc<str>]>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Classes {
-    classes: HashMap<Arc<str>, HashMap<Box<[Arc<str>]>, Class>>,
+    classes: HashMap<Arc<str>, HashMap<Named, Class>>,
     /// Numbers of policies that are named and have not come.
     awaited: HashMap<Arc<str>, u32>,
 }
@@ -160,6 +163,12 @@ impl Classes {
                 (class.changed, any) = (true, true);
             }
         }
+        self.stop_waiting(catalog, numbers);
+        any
+    }
+
+    /// Forgets the policies that are waited for no more.
+    fn stop_waiting(&mut self, catalog: &Catalog, numbers: &mut Numbers) {
         let named: HashSet<&Arc<str>> = self.classes.values().flat_map(HashMap::keys).flatten().collect();
         self.awaited.retain(|name, number| {
             let waited = named.contains(name) && catalog.get(name).is_none();
@@ -168,7 +177,6 @@ impl Classes {
             }
             waited
         });
-        any
     }
 
     /// The set of a workload, if its class changed.
@@ -198,7 +206,8 @@ impl Classes {
     pub(super) fn retain<'a>(
         &mut self,
         workloads: impl Iterator<Item = &'a Arc<Workload>>,
-        sets: &mut Sets,
+        catalog: &Catalog,
+        (sets, numbers): (&mut Sets, &mut Numbers),
         unused: &mut Unused,
     ) -> Vec<Arc<str>> {
         let mut single = HashSet::new();
@@ -225,7 +234,9 @@ impl Classes {
                 used
             });
         }
-        self.classes.extract_if(|_, of| of.is_empty()).map(|(namespace, _)| namespace).collect()
+        let empty = self.classes.extract_if(|_, of| of.is_empty()).map(|(namespace, _)| namespace).collect();
+        self.stop_waiting(catalog, numbers);
+        empty
     }
 }
 

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::Cause;
+use crate::identity::report::show;
 
 /// How many are kept.
 const KEPT: usize = 256;
@@ -97,8 +98,8 @@ pub struct CountView {
 /// One connection that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenialView {
-    /// Milliseconds since 1970.
-    pub unix_milliseconds: u64,
+    /// When, as in RFC 3339.
+    pub time: String,
     /// Where.
     pub side: Side,
     /// Who connected.
@@ -109,6 +110,8 @@ pub struct DenialView {
     pub policy: String,
     /// The rule, from 0.
     pub rule: Option<usize>,
+    /// Why, where that is known.
+    pub cause: Option<Cause>,
 }
 
 /// See the module.
@@ -178,16 +181,14 @@ impl Denials {
             side,
             denials,
         };
-        let one = |refusal: &Refusal| {
-            let since = refusal.at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            DenialView {
-                unix_milliseconds: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-                side: refusal.side,
-                source: refusal.source.clone(),
-                destination: refusal.destination.clone(),
-                policy: refusal.policy.to_string(),
-                rule: refusal.rule,
-            }
+        let one = |refusal: &Refusal| DenialView {
+            time: show(refusal.at),
+            side: refusal.side,
+            source: refusal.source.clone(),
+            destination: refusal.destination.clone(),
+            policy: refusal.policy.to_string(),
+            rule: refusal.rule,
+            cause: refusal.cause,
         };
         DenialsView { counts: self.counts().map(count).collect(), last: self.last.iter().map(one).collect() }
     }
@@ -195,6 +196,8 @@ impl Denials {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn refusal(policy: &str, port: u16) -> Refusal {
@@ -235,7 +238,7 @@ mod tests {
         let view = denials.view();
         let ports: Vec<_> = view.last.iter().map(|one| one.destination.address.unwrap().port()).collect();
         assert_eq!(ports, (744..1_000).rev().collect::<Vec<_>>());
-        assert_eq!((view.last[0].unix_milliseconds, view.last[0].rule), (7_001, Some(2)));
+        assert_eq!((&*view.last[0].time, view.last[0].rule), ("1970-01-01T00:00:07Z", Some(2)));
         let json = serde_json::to_string(&view).unwrap();
         assert!(json.contains(r#""policy":"shop/a","side":"client","denials":1000"#), "{json}");
         assert_eq!(serde_json::from_str::<DenialsView>(&json).unwrap(), view);

@@ -18,7 +18,7 @@ mod sets;
 mod shared;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use catalog::Cause;
 pub use denials::{Caller, Denials, DenialsView, Refusal, Side};

@@ -34,6 +34,8 @@ pub struct Policies {
     /// Something could not be written, or had no room.
     retry: bool,
     write_failures: u64,
+    /// What is saved is not what is held.
+    unsaved: bool,
     /// Workloads have gone since sets were last looked through, then.
     departed: bool,
     swept: Option<Instant>,
@@ -81,6 +83,7 @@ impl Policies {
             sources: BTreeMap::new(),
             retry: false,
             write_failures: 0,
+            unsaved: false,
             departed: false,
             swept: None,
         }
@@ -188,11 +191,14 @@ impl Policies {
         let mut unused = Unused::new();
         if sweep {
             self.swept = Some(now);
-            let empty = self.classes.retain(snapshot.workloads(), &mut self.sets, &mut unused);
-            let mut catalog = self.shared.write();
-            let others =
-                empty.iter().fold(false, |any, namespace| catalog.namespace(namespace, false) || any);
+            let numbers = (&mut self.sets, &mut self.numbers);
+            let catalog = self.shared.read();
+            let empty = self.classes.retain(snapshot.workloads(), &catalog, numbers, &mut unused);
             drop(catalog);
+            let mut others = false;
+            for namespace in &empty {
+                others |= self.shared.write().namespace(namespace, false);
+            }
             if others {
                 let mut touched = Touched::default();
                 touched.everybody();
@@ -244,6 +250,11 @@ impl Policies {
         catalog.is_complete().then(held)
     }
 
+    /// Whether [`Policies::held`] has changed since this was last asked.
+    pub fn take_unsaved(&mut self) -> bool {
+        std::mem::take(&mut self.unsaved)
+    }
+
     /// Names of the policies that workloads name and that have not come.
     pub fn awaited(&self) -> Vec<Arc<str>> {
         self.classes.awaited().cloned().collect()
@@ -278,6 +289,7 @@ impl Policies {
         let mut catalog = self.shared.write();
         for authorization in update.updated {
             let known = catalog.get(&authorization.name);
+            self.unsaved |= known.is_none_or(|known| known.authorization != authorization);
             // Some control planes send everything at each change.
             if known.is_some_and(|known| known.authorization.content == authorization.content) {
                 let number = known.map_or(0, |known| known.number);
@@ -291,11 +303,13 @@ impl Policies {
         }
         for name in update.removed {
             if let Some(old) = catalog.take(&name, &mut touched) {
+                self.unsaved = true;
                 self.numbers.retire(old.number);
             }
         }
         if complete && !catalog.is_complete() {
             catalog.set_complete();
+            self.unsaved = true;
             touched.everybody();
         }
         touched

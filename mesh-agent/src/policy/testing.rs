@@ -14,10 +14,10 @@ use crate::snapshot::fixtures::{of_policy, of_workload, removal, update, workloa
 use crate::snapshot::{Authorization, PolicyUpdate, Snapshot, Workload};
 
 /// The node of the tests' agent.
-pub(super) const HERE: &str = "node-a";
+pub(crate) const HERE: &str = "node-a";
 
 /// A policy `NS/NAME` of one rule of these matches.
-pub(super) fn policy(
+pub(crate) fn policy(
     name: &str,
     scope: wire::Scope,
     action: wire::Action,
@@ -31,21 +31,21 @@ pub(super) fn policy(
     }
 }
 
-pub(super) fn ports(ports: &[u32]) -> wire::Match {
+pub(crate) fn ports(ports: &[u32]) -> wire::Match {
     wire::Match { destination_ports: ports.into(), ..wire::Match::default() }
 }
 
-pub(super) fn from_namespace(namespace: &str) -> wire::Match {
+pub(crate) fn from_namespace(namespace: &str) -> wire::Match {
     let exact = wire::StringMatch { match_type: Some(MatchType::Exact(namespace.to_owned())) };
     wire::Match { namespaces: vec![exact], ..wire::Match::default() }
 }
 
-pub(super) fn no_identity() -> wire::Match {
+pub(crate) fn no_identity() -> wire::Match {
     let present = wire::StringMatch { match_type: Some(MatchType::Presence(())) };
     wire::Match { not_principals: vec![present], ..wire::Match::default() }
 }
 
-pub(super) fn block(text: &str) -> wire::Address {
+pub(crate) fn block(text: &str) -> wire::Address {
     let (address, length) = text.split_once('/').unwrap();
     let address = match address.parse().unwrap() {
         IpAddr::V4(v4) => v4.octets().to_vec(),
@@ -54,20 +54,20 @@ pub(super) fn block(text: &str) -> wire::Address {
     wire::Address { address, length: length.parse().unwrap() }
 }
 
-pub(super) fn received(policies: &[wire::Authorization]) -> Vec<Arc<Authorization>> {
+pub(crate) fn received(policies: &[wire::Authorization]) -> Vec<Arc<Authorization>> {
     policies.iter().map(|one| Arc::new(Authorization::read(of_policy(one.clone(), "")))).collect()
 }
 
-pub(super) fn updated(policies: &[wire::Authorization]) -> PolicyUpdate {
+pub(crate) fn updated(policies: &[wire::Authorization]) -> PolicyUpdate {
     PolicyUpdate { updated: received(policies), removed: Vec::new() }
 }
 
-pub(super) fn removed(names: &[&str]) -> PolicyUpdate {
+pub(crate) fn removed(names: &[&str]) -> PolicyUpdate {
     PolicyUpdate { updated: Vec::new(), removed: names.iter().map(|name| (*name).to_owned()).collect() }
 }
 
 /// A pod `NS/NAME` that names these policies.
-pub(super) fn pod(name: &str, address: &str, node: &str, policies: &[&str]) -> WireWorkload {
+pub(crate) fn pod(name: &str, address: &str, node: &str, policies: &[&str]) -> WireWorkload {
     let uid = format!("c//Pod/{name}");
     WireWorkload {
         authorization_policies: policies.iter().map(|name| (*name).to_owned()).collect(),
@@ -78,12 +78,12 @@ pub(super) fn pod(name: &str, address: &str, node: &str, policies: &[&str]) -> W
 
 /// The maps, and the sets that peers have.
 #[derive(Debug, Default)]
-pub(super) struct Kernel {
-    pub(super) verdicts: BTreeMap<VerdictKey, Verdict>,
-    pub(super) plain: BTreeMap<(u32, PlainKey), Verdict>,
-    pub(super) peers: BTreeMap<String, u32>,
+pub(crate) struct Kernel {
+    pub(crate) verdicts: BTreeMap<VerdictKey, Verdict>,
+    pub(crate) plain: BTreeMap<(u32, PlainKey), Verdict>,
+    pub(crate) peers: BTreeMap<String, u32>,
     /// More than this many of a kind cannot be written.
-    pub(super) full_at: Option<usize>,
+    pub(crate) full_at: Option<usize>,
 }
 
 impl VerdictMaps for Kernel {
@@ -116,7 +116,7 @@ impl VerdictMaps for Kernel {
 
 impl Kernel {
     /// What the kernel programs would find for a connection from a workload of this node: its own port first, then all others.
-    pub(super) fn by_identity(&self, source: &str, to: &str, port: u16, family: u16) -> Option<Verdict> {
+    pub(crate) fn by_identity(&self, source: &str, to: &str, port: u16, family: u16) -> Option<Verdict> {
         let policies = self.set(to);
         let source = identity_of(&format!("c//Pod/{source}")).0;
         let at = |port| self.verdicts.get(&VerdictKey { source, policies, port, family }).copied();
@@ -124,7 +124,7 @@ impl Kernel {
     }
 
     /// The same for one from an address: the longest prefix that covers it.
-    pub(super) fn by_address(&self, source: IpAddr, to: &str, port: u16) -> Option<Verdict> {
+    pub(crate) fn by_address(&self, source: IpAddr, to: &str, port: u16) -> Option<Verdict> {
         let bits = |address: Address| u128::from_be_bytes(address.bytes());
         let address = match source {
             IpAddr::V4(v4) => bits(Address::from_v4(v4.octets())),
@@ -143,25 +143,25 @@ impl Kernel {
         at(port).or_else(|| at(0))
     }
 
-    pub(super) fn set(&self, name: &str) -> u32 {
+    pub(crate) fn set(&self, name: &str) -> u32 {
         self.peers[&format!("c//Pod/{name}")]
     }
 }
 
 /// An agent's policies with the snapshot and the kernel beside them.
-pub(super) struct World {
-    pub(super) policies: Policies,
-    pub(super) snapshot: Snapshot,
-    pub(super) kernel: Kernel,
+pub(crate) struct World {
+    pub(crate) policies: Policies,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) kernel: Kernel,
 }
 
 impl World {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self { policies: Policies::new(HERE, capacity), snapshot: Snapshot::new(), kernel: Kernel::default() }
     }
 
     /// Puts a plan in force as the owner does.
-    pub(super) fn enforce(&mut self, plan: &PolicyPlan) {
+    pub(crate) fn enforce(&mut self, plan: &PolicyPlan) {
         self.policies.write(plan, &mut self.kernel);
         for (workload, set) in &plan.sets {
             self.kernel.peers.insert(workload.uid(), *set);
@@ -169,7 +169,7 @@ impl World {
         self.policies.clean(plan, &mut self.kernel);
     }
 
-    pub(super) fn pods(&mut self, pods: &[WireWorkload]) -> PolicyPlan {
+    pub(crate) fn pods(&mut self, pods: &[WireWorkload]) -> PolicyPlan {
         let resources: Vec<_> = pods.iter().map(|pod| of_workload(pod.clone(), "1")).collect();
         let changed = self.snapshot.apply(update(&resources));
         let plan = self.policies.workloads(&changed, &self.snapshot);
@@ -177,7 +177,7 @@ impl World {
         plan
     }
 
-    pub(super) fn pods_gone(&mut self, names: &[&str]) -> PolicyPlan {
+    pub(crate) fn pods_gone(&mut self, names: &[&str]) -> PolicyPlan {
         let uids: Vec<String> = names.iter().map(|name| format!("c//Pod/{name}")).collect();
         let uids: Vec<&str> = uids.iter().map(|uid| &**uid).collect();
         let changed = self.snapshot.apply(removal(&uids));
@@ -187,13 +187,13 @@ impl World {
         plan
     }
 
-    pub(super) fn apply(&mut self, update: PolicyUpdate, complete: bool) -> PolicyPlan {
+    pub(crate) fn apply(&mut self, update: PolicyUpdate, complete: bool) -> PolicyPlan {
         let plan = self.policies.apply(update, complete, &self.snapshot);
         self.enforce(&plan);
         plan
     }
 
-    pub(super) fn pod(&self, name: &str) -> Arc<Workload> {
+    pub(crate) fn pod(&self, name: &str) -> Arc<Workload> {
         Arc::clone(self.snapshot.workload(&format!("c//Pod/{name}")).unwrap())
     }
 }

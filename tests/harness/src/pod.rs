@@ -128,7 +128,17 @@ impl PodPlan {
         if self.node.site().kept() {
             cgroup.persist();
         }
-        Ok(Pod { plan: self, netns, cgroup })
+        let log = self.log();
+        let persistent = self.node.site().kept();
+        let at = Surroundings { netns: &netns, cgroup: cgroup.path(), log: &log, persistent };
+        let mut sleep = Command::new("sleep");
+        sleep.arg("infinity");
+        let pause = Process::start("pause", sleep, at, false)?;
+        Ok(Pod { pause, plan: self, netns, cgroup })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.node.site().dir().join(format!("{}.log", self.name))
     }
 
     /// Creates its namespace, wired to the node; or takes the node's.
@@ -167,9 +177,11 @@ impl PodPlan {
     }
 }
 
-/// A pod that exists.
+/// A pod that exists. Like any, it has a process that does nothing, for as long as it is there.
 #[derive(Debug)]
 pub struct Pod {
+    // Ended before its cgroup is removed.
+    pause: Process,
     plan: PodPlan,
     netns: Rc<Netns>,
     cgroup: Cgroup,
@@ -184,6 +196,11 @@ impl std::ops::Deref for Pod {
 }
 
 impl Pod {
+    /// The process that does nothing.
+    pub fn pause(&mut self) -> &mut Process {
+        &mut self.pause
+    }
+
     /// Its network.
     pub fn netns(&self) -> &Rc<Netns> {
         &self.netns
@@ -226,10 +243,6 @@ impl Pod {
     pub fn output(&self, mut command: Command) -> anyhow::Result<std::process::Output> {
         self.netns.start_in(&mut command, Some(self.cgroup.path()), false)?;
         Ok(command.output()?)
-    }
-
-    fn log(&self) -> PathBuf {
-        self.plan.node.site().dir().join(format!("{}.log", self.plan.name))
     }
 
     fn surroundings<'a>(&'a self, log: &'a std::path::Path) -> Surroundings<'a> {

@@ -39,8 +39,8 @@ impl Owner {
             self.rejected.insert(listed(&refused.name), refused.reason);
             self.rejections += 1;
         }
-        self.unsaved |= first || !(update.updated.is_empty() && update.removed.is_empty());
         let plan = self.policies.apply(update, complete, &self.snapshot);
+        self.unsaved |= self.policies.take_unsaved();
         self.enforce(&plan);
         if first {
             info!(policies = self.policies.counts().policies, "all policies have come");

@@ -1,5 +1,7 @@
+use mesh_common::api::istio::workload as wire;
+
 use super::*;
-use crate::snapshot::fixtures::{of_service, of_workload, removal, service, update, workload};
+use crate::snapshot::fixtures::{of_service, of_workload, removal, service, update};
 use crate::snapshot::{Delta, Locality};
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -22,7 +24,7 @@ impl World {
             cluster: "".into(),
             network: "".into(),
         };
-        let mesh = Mesh::new(GRACE, |workload| !workload.name.starts_with("plain"));
+        let mesh = Mesh::new(GRACE);
         Self { mesh, snapshot: Snapshot::new(), vantage, now: Instant::now() }
     }
 
@@ -43,7 +45,14 @@ impl World {
     }
 }
 
-fn endpoint(target: &str) -> Endpoint {
+fn workload(uid: &str, address: &str, node: &str, services: &[&str]) -> wire::Workload {
+    let protocol =
+        if uid.ends_with("plain") { wire::TunnelProtocol::None } else { wire::TunnelProtocol::Hbone };
+    let workload = crate::snapshot::fixtures::workload(uid, address, node, services);
+    wire::Workload { tunnel_protocol: protocol as i32, ..workload }
+}
+
+fn meshed(target: &str) -> Endpoint {
     let target: SocketAddr = target.parse().unwrap();
     Endpoint {
         identity: "spiffe://cluster.local/ns/shop/sa/default".parse().unwrap(),
@@ -59,7 +68,7 @@ fn who_is_at_an_address_follows_the_snapshot() {
     world.pod(A, "10.0.0.1", &[]);
     world.pod("c//Pod/shop/plain", "10.0.0.2", &[]);
     let found = world.mesh.reach("10.0.0.1:80".parse().unwrap());
-    assert!(matches!(found, Reach::Meshed(_, found) if found == endpoint("10.0.0.1:80")));
+    assert!(matches!(found, Reach::Meshed(_, found) if found == meshed("10.0.0.1:80")));
     assert!(matches!(world.mesh.reach("10.0.0.2:80".parse().unwrap()), Reach::Plain(_)));
     world.pod(A, "fd00::1", &[]);
     assert_eq!(world.name("10.0.0.1:80"), None);
@@ -72,7 +81,7 @@ fn who_is_at_an_address_follows_the_snapshot() {
 fn who_shares_its_nodes_address_is_not_found_by_it() {
     let mut world = World::new();
     let mut host = workload(A, "10.0.0.1", "node-b", &[]);
-    host.network_mode = mesh_common::api::istio::workload::NetworkMode::HostNetwork as i32;
+    host.network_mode = wire::NetworkMode::HostNetwork as i32;
     world.apply(update(&[of_workload(host, "1")]));
     assert_eq!(world.name("10.0.0.1:80"), None);
 }
@@ -97,7 +106,7 @@ fn an_address_that_two_claim_is_the_later_ones_while_it_is_there() {
 fn connections_to_who_has_gone_have_a_grace_time_and_are_then_looked_at_anew() {
     let mut world = World::new();
     world.pod(A, "10.0.0.1", &[]);
-    let identity = endpoint("10.0.0.1:80").identity;
+    let identity = meshed("10.0.0.1:80").identity;
     let target = "10.0.0.1".parse().unwrap();
     let mut changed = world.mesh.changed();
     world.apply(removal(&[A]));
@@ -119,7 +128,7 @@ fn who_comes_back_within_the_grace_time_loses_nothing() {
     world.apply(removal(&[A]));
     world.pod(A, "10.0.0.1", &[]);
     world.mesh.tick(world.now + GRACE);
-    let identity = endpoint("10.0.0.1:80").identity;
+    let identity = meshed("10.0.0.1:80").identity;
     assert!(world.mesh.still("10.0.0.1".parse().unwrap(), Some(&identity)).is_some());
 }
 
@@ -132,7 +141,7 @@ fn another_identity_at_the_address_ends_what_was_meant_for_the_first() {
     world.apply(update(&[of_workload(other, "2")]));
     world.mesh.tick(world.now + GRACE);
     let target = "10.0.0.1".parse().unwrap();
-    assert!(world.mesh.still(target, Some(&endpoint("10.0.0.1:80").identity)).is_none());
+    assert!(world.mesh.still(target, Some(&meshed("10.0.0.1:80").identity)).is_none());
     assert!(world.mesh.still(target, None).is_some());
 }
 
@@ -147,7 +156,7 @@ fn other_endpoints_of_a_service_are_those_that_were_not_tried() {
         world.pod(uid, address, &["shop/web.shop.svc"]);
     }
     let dialled = "10.96.0.1:80".parse().unwrap();
-    let failed = [endpoint("10.0.0.2:8080")];
+    let failed = [meshed("10.0.0.2:8080")];
     let mut firsts = std::collections::BTreeSet::new();
     for _ in 0..8 {
         let others: Vec<_> =

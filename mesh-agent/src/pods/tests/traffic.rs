@@ -32,6 +32,7 @@ async fn another_backend_of_a_service_takes_what_the_chosen_one_refuses() {
     backend.services = HashMap::from([("shop/web.shop.svc".to_owned(), wire::PortList::default())]);
     // The chosen one: a neighbour where nobody listens any more.
     let mut gone = workload("c//Pod/shop/gone", "10.99.0.2", "node", &[]);
+    gone.tunnel_protocol = wire::TunnelProtocol::Hbone as i32;
     gone.addresses = vec![vec![10, 99, 0, 77]];
     world.server_pod.net.ip(&["addr", "add", "10.99.0.77/24", "dev", "eth0"]);
     world.client.apply(update(&[of_service(web, "1"), of_workload(backend, "2"), of_workload(gone, "1")]));

@@ -173,11 +173,13 @@ fn what_is_sent_again_changes_nothing() {
     let mut world = complete(&policies);
     let mut changed = world.policies.shared().changed();
     changed.mark_unchanged();
+    assert!(world.policies.take_unsaved());
     assert!(world.apply(updated(&policies), true).is_empty());
+    assert!(!world.policies.take_unsaved());
     assert!(!changed.has_changed().unwrap());
     let other = [deny_port("shop/ns", Scope::Namespace, 22)];
     assert!(!world.apply(updated(&other), true).is_empty());
-    assert!(changed.has_changed().unwrap());
+    assert!(changed.has_changed().unwrap() && world.policies.take_unsaved());
 }
 
 #[test]

@@ -39,6 +39,29 @@ fn what_is_not_understood_is_kept_with_whom_it_is_for() {
 }
 
 #[test]
+fn bytes_at_random_never_panic_and_are_never_let_pass() {
+    let good = of_policy(policy("shop/one", wire::Scope::WorkloadSelector), "7");
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    let mut refused = 0;
+    for _ in 0..20_000 {
+        let mut resource = good.clone();
+        let bytes = &mut resource.resource.as_mut().unwrap().value;
+        for _ in 0..=next() % 4 {
+            let at = next() % (bytes.len() + 1);
+            bytes.insert(at, next() as u8);
+        }
+        let read = Authorization::read(resource);
+        assert_eq!(read.understood().is_none(), read.rejected().is_some());
+        refused += usize::from(read.rejected().is_some());
+    }
+    assert!(refused > 10_000, "{refused}");
+}
+
+#[test]
 fn whatever_cannot_be_read_at_all_counts_for_the_namespace_of_its_name() {
     let good = of_policy(policy("shop/one", wire::Scope::WorkloadSelector), "7");
     let spoilt = |spoil: &dyn Fn(&mut xds::Resource)| {
