@@ -180,8 +180,8 @@ impl Index {
     }
 
     /// Conflicts between objects.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
-        self.problems.values().flatten()
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.problems.values().flatten().cloned().chain(self.overruled())
     }
 
     /// As [`publish`], for services and workloads.

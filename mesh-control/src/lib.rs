@@ -5,7 +5,7 @@
 //!                          files → keeper → ca, auth → certificates ══ TLS ══════════ agents
 //! ```
 //!
-//! `manifest`, `store`, `index`, `catalog`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
+//! `manifest`, `store`, `index`, `catalog`, `explain`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
 //! around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`.
 //! `pipeline` is the only writer of what is served, `keeper` of what callers are judged and certified by.
 
@@ -16,6 +16,7 @@ mod catalog;
 mod certificates;
 mod config;
 mod duration;
+mod explain;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod health;

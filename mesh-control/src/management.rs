@@ -6,10 +6,14 @@ use std::{
 };
 
 use mesh_common::api::{
-    istio::workload::Address,
+    WORKLOAD_EXTENSION,
+    istio::{
+        security::Authorization,
+        workload::{Address, address::Type},
+    },
     mesh::v1::{
-        ForgetNodeRequest, ForgetNodeResponse, ListRequest, StatusRequest, StatusResponse,
-        list_request::Kind, management_server::Management as Service,
+        ExplainRequest, ExplainResponse, ForgetNodeRequest, ForgetNodeResponse, ListRequest, StatusRequest,
+        StatusResponse, WorkloadExtension, list_request::Kind, management_server::Management as Service,
     },
 };
 use prost::Message as _;
@@ -19,6 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalog::{Catalog, Served},
+    explain::{self, Question, Unanswered, explain},
     index::Body,
     pipeline::{Joining, Order, Report},
     xds::Agents,
@@ -90,6 +95,56 @@ impl Service for Management {
             Ok(true) => Ok(Response::new(ForgetNodeResponse {})),
             Ok(false) => Err(Status::not_found(format!("no agent of {node:?} has joined"))),
             Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let ExplainRequest { from, to } = request.into_inner();
+        let question = Question::parse(&from, &to)?;
+        let served = self.served().map_err(|error| Status::internal(error.to_string()))?;
+        let joined = Arc::clone(&self.joining.joined.borrow());
+        Ok(Response::new(explain(&question, &served, &joined)?))
+    }
+}
+
+impl Management {
+    /// Everything that is served, as of one push.
+    fn served(&self) -> Result<explain::Served, prost::DecodeError> {
+        let (addresses, policies): (Vec<_>, Vec<_>) = {
+            let (addresses, policies) = (self.catalog.read(), self.catalog.policies());
+            (addresses.live().cloned().collect(), policies.live().cloned().collect())
+        };
+        let mut served = explain::Served::default();
+        for resource in addresses.iter().map(|served: &Arc<Served>| &served.resource) {
+            match Address::decode(resource.bytes.clone())?.r#type {
+                Some(Type::Service(service)) => served.services.push(service),
+                Some(Type::Workload(workload)) => {
+                    let own =
+                        workload.extensions.iter().find(|extension| extension.name == WORKLOAD_EXTENSION);
+                    let own = own.and_then(|extension| extension.config.as_ref());
+                    let own =
+                        own.map(|config| WorkloadExtension::decode(config.value.as_slice())).transpose()?;
+                    served.workloads.push((workload, own.unwrap_or_default()));
+                }
+                None => {}
+            }
+        }
+        for resource in policies.iter().map(|served: &Arc<Served>| &served.resource) {
+            let policy = Authorization::decode(resource.bytes.clone())?;
+            served.policies.insert(resource.name.to_string(), policy);
+        }
+        Ok(served)
+    }
+}
+
+impl From<Unanswered> for Status {
+    fn from(unanswered: Unanswered) -> Self {
+        let text = unanswered.to_string();
+        match unanswered {
+            Unanswered::From(_) | Unanswered::To(_) => Self::invalid_argument(text),
+            Unanswered::NoWorkload { .. } | Unanswered::NoService { .. } | Unanswered::NoPort { .. } => {
+                Self::not_found(text)
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ async fn serve(config: Config) -> Result<()> {
         None => Announced::without_authority(&config.node.name),
     };
     let policies = Policies::new(&config.node.name, config.datapath.sizes.verdicts as usize);
-    let mesh = Arc::new(Mesh::new(config.proxy.endpoint_grace, |workload| workload.meshed));
+    let mesh = Arc::new(Mesh::new(config.proxy.endpoint_grace));
     let mut owner = Owner::new(datapath, &config.node, identities, policies, mesh);
     owner.adopt_policies().context("reading the verdicts of policy")?;
     let mut interner = Interner::new(&config.node.name);

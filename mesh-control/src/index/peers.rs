@@ -10,11 +10,11 @@ use mesh_common::api::istio::security::{
 };
 
 use super::{
-    Index, Origin, Policy,
+    Index, Origin, Policy, Problem,
     inputs::{link, swap},
     selection::Chooser,
 };
-use crate::manifest::{NsName, PeerAuthentication, PeerMode};
+use crate::manifest::{Key, Kind, NsName, PeerAuthentication, PeerMode};
 
 /// Underscores keep these names apart from those of objects.
 const STRICT: &str = "istio_converted_static_strict";
@@ -72,9 +72,32 @@ impl Index {
 
     /// What is said for a whole namespace; for the root namespace, and so for the mesh.
     fn level(&self, namespace: &str) -> PeerMode {
+        self.wide(namespace).first().map_or(PeerMode::Unset, |peers| peers.mode())
+    }
+
+    /// The policies for a whole namespace; the first of them counts.
+    fn wide(&self, namespace: &str) -> Vec<&PeerAuthentication> {
         let inside = self.inputs.peers_in.get(namespace).into_iter().flatten();
-        let wide = inside.filter_map(|name| self.inputs.peers.get(name)).filter(|p| p.selector().is_none());
-        wide.min_by_key(|peers| peers.age()).map_or(PeerMode::Unset, |peers| peers.mode())
+        let inside = inside.filter_map(|name| self.inputs.peers.get(name)).map(Arc::as_ref);
+        let mut wide: Vec<_> = inside.filter(|peers| peers.selector().is_none()).collect();
+        wide.sort_by_key(|peers| peers.age());
+        wide
+    }
+
+    /// The policies that an older one makes void.
+    pub(super) fn overruled(&self) -> impl Iterator<Item = Problem> {
+        self.inputs.peers_in.keys().flat_map(|namespace| {
+            let wide = self.wide(namespace);
+            let first = wide.first().map_or("", |first| &first.metadata.name);
+            let problem = |loser: &&PeerAuthentication| Problem {
+                key: Key { kind: Kind::PeerAuthentication, name: loser.metadata.ns_name() },
+                field: "spec.selector".to_owned(),
+                reason: format!(
+                    "is missing, and {namespace} already has PeerAuthentication {first} without one, which stays in force"
+                ),
+            };
+            wide.iter().skip(1).map(problem).collect::<Vec<_>>()
+        })
     }
 
     fn mode(&self, namespace: &str, peers: &PeerAuthentication) -> PeerMode {

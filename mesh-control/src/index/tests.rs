@@ -83,7 +83,9 @@ impl World {
         let name = format!("{POLICY}{name}");
         let resource =
             self.held.get(name.as_str()).unwrap_or_else(|| panic!("{name} in {:?}", self.held.keys()));
-        Authorization::decode(resource.bytes.clone()).unwrap()
+        let policy = Authorization::decode(resource.bytes.clone()).unwrap();
+        mesh_common::policy::Policy::try_from(&policy).unwrap();
+        policy
     }
 }
 

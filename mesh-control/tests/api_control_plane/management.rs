@@ -91,6 +91,63 @@ async fn meshctl_shows_the_status() {
 }
 
 #[tokio::test]
+async fn meshctl_explains_a_connection() {
+    let client = pod("client", "10.0.0.9")
+        .replace("app: web", "app: client")
+        .replace("serviceAccountName: web", "serviceAccountName: client");
+    let allow = "selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {ports: ['1']}}]}, {from: [{source: {serviceAccounts: [client]}}]}]";
+    let far = pod("far", "10.0.0.2").replace("node-a", "node-b");
+    let documents = [web(), pod("near", "10.0.0.1"), far, client, policy("allow-client", allow)];
+    let world = World::start(&[("all.yaml", &file(&documents))]).await;
+    let _a = world.subscriber().await;
+    let _b = crate::subscriber::Subscriber::nameless(
+        &world,
+        &crate::client::Shows::token_of(crate::client::TOKEN_B),
+    )
+    .await;
+    world.status_when(|status| status.agents.len() == 2).await;
+    let ask = async |from: &str| {
+        let json = shown(&world, &["explain", "--from", from, "--to", "shop/web:80", "-o", "json"]).await;
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()
+    };
+    // The join of node-b may still be on its way.
+    let mut answer = ask("shop/client").await;
+    while answer["backends"][0]["path"] != "mtls" {
+        answer = ask("shop/client").await;
+    }
+    assert_eq!(answer["source"], "spiffe://cluster.local/ns/shop/sa/client");
+    for (i, address, path) in [(0, "10.0.0.2:8080", "mtls"), (1, "10.0.0.1:8080", "kernel")] {
+        let backend = &answer["backends"][i];
+        assert_eq!(
+            (backend["address"].as_str(), backend["path"].as_str()),
+            (Some(address), Some(path)),
+            "{answer}"
+        );
+        assert_eq!(
+            (&backend["allowed"], &backend["policy"], &backend["rule"]),
+            (&true.into(), &"shop/allow-client".into(), &1.into())
+        );
+    }
+    let answer = ask("none").await;
+    assert_eq!(
+        (&answer["backends"][1]["path"], &answer["backends"][1]["allowed"]),
+        (&"plaintext".into(), &false.into())
+    );
+    let table = shown(&world, &["explain", "--from", "shop/client", "--to", "shop/web:80"]).await;
+    for part in ["allow-client", "kernel", "mtls", "weighted-random", "ready"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    let url = format!("http://{}", world.control.management_address());
+    let output =
+        meshctl(&["--control-plane", &url, "explain", "--from", "none", "--to", "shop/web:81"]).await;
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.contains("has no TCP port 81; it has 80"), "{text}");
+    let output = meshctl(&["--control-plane", &url, "forget-node", "node-x"]).await;
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.contains("no agent of \"node-x\" has joined"), "{text}");
+}
+
+#[tokio::test]
 async fn meshctl_says_in_one_sentence_what_fails() {
     for arguments in
         [["--control-plane", "http://127.0.0.1:1", "status"], ["--agent-socket", "/nowhere/sock", "node"]]

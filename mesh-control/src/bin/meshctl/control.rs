@@ -6,8 +6,8 @@ use anyhow::{Context as _, anyhow};
 use mesh_common::api::{
     istio::workload::{Address, Service, Workload, address::Type},
     mesh::v1::{
-        ForgetNodeRequest, ListRequest, StatusRequest, StatusResponse, list_request::Kind,
-        management_client::ManagementClient,
+        ExplainRequest, ExplainResponse, ForgetNodeRequest, ListRequest, StatusRequest, StatusResponse,
+        list_request::Kind, management_client::ManagementClient,
     },
 };
 use tonic::{
@@ -50,6 +50,11 @@ impl Control {
 
     pub(crate) async fn status(&mut self) -> anyhow::Result<StatusResponse> {
         Ok(self.0.status(StatusRequest {}).await.map_err(refused)?.into_inner())
+    }
+
+    pub(crate) async fn explain(&mut self, from: &str, to: &str) -> anyhow::Result<ExplainResponse> {
+        let request = ExplainRequest { from: from.to_owned(), to: to.to_owned() };
+        Ok(self.0.explain(request).await.map_err(refused)?.into_inner())
     }
 
     pub(crate) async fn forget_node(&mut self, node: &str) -> anyhow::Result<()> {

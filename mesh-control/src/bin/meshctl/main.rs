@@ -4,6 +4,7 @@ mod agent;
 mod authority;
 mod control;
 mod endpoints;
+mod explain;
 mod node;
 mod resources;
 mod status;
@@ -57,6 +58,15 @@ enum Command {
     Status,
     /// What the kernel of this node holds, from its agent.
     Node { what: NodeView },
+    /// What would come of a connection, and why: the backends, the way to each, and the policy that decides.
+    Explain {
+        /// Who connects: a workload, an IP address outside the mesh, or "none" for anybody outside.
+        #[arg(long, value_name = "NS/WORKLOAD")]
+        from: String,
+        /// To which service, by its name or host name.
+        #[arg(long, value_name = "NS/SERVICE:PORT")]
+        to: String,
+    },
     /// Has peers treat the workloads of a node as outside the mesh: its agent was removed for good.
     ForgetNode { name: String },
     /// Rotates the certificate authority of a control plane, on its files; it takes them into force by itself.
@@ -120,9 +130,11 @@ async fn main() -> ExitCode {
     }
     let done = match &cli.command {
         Command::ForgetNode { name } => forget(&cli.control_plane, name).await,
-        Command::Get { .. } | Command::Status | Command::Node { .. } | Command::Ca { .. } => {
-            view(cli).await.and_then(|view| view.print(format))
-        }
+        Command::Get { .. }
+        | Command::Status
+        | Command::Node { .. }
+        | Command::Explain { .. }
+        | Command::Ca { .. } => view(cli).await.and_then(|view| view.print(format)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -154,6 +166,10 @@ async fn view(cli: Cli) -> anyhow::Result<View> {
         }
         Command::Status => {
             status::status(control::Control::connect(&cli.control_plane).await?.status().await?)
+        }
+        Command::Explain { from, to } => {
+            let mut control = control::Control::connect(&cli.control_plane).await?;
+            explain::explain(control.explain(&from, &to).await?)
         }
         Command::Ca { .. } | Command::ForgetNode { .. } => anyhow::bail!("shows nothing"),
         Command::Node { what } => {

@@ -124,7 +124,7 @@ pub(crate) fn address_of(octets: &[u8]) -> String {
     }
 }
 
-fn algorithm(algorithm: Algorithm) -> &'static str {
+pub(crate) fn algorithm(algorithm: Algorithm) -> &'static str {
     match algorithm {
         Algorithm::WeightedRandom => "weighted-random",
         Algorithm::RoundRobin => "round-robin",
@@ -134,7 +134,7 @@ fn algorithm(algorithm: Algorithm) -> &'static str {
 }
 
 /// Where endpoints are looked for first, or only.
-fn locality_rule(service: &Service) -> String {
+pub(crate) fn locality_rule(service: &Service) -> String {
     let Some(balancing) = &service.load_balancing else { return String::new() };
     let nearest = balancing.routing_preference().next_back();
     let nearest = nearest.map(|scope| scope.as_str_name().to_ascii_lowercase()).unwrap_or_default();

@@ -8,7 +8,10 @@ fn policy(spec: &str) -> Authorization {
     );
     let parsed = crate::manifest::parse(&text).unwrap_or_else(|faults| panic!("{spec}: {faults:?}"));
     let Object::AuthorizationPolicy(policy) = &parsed.objects[0].object else { panic!("another kind") };
-    convert(policy, Scope::Namespace)
+    let policy = convert(policy, Scope::Namespace);
+    // Agents understand it.
+    mesh_common::policy::Policy::try_from(&policy).unwrap_or_else(|error| panic!("{spec}: {error}"));
+    policy
 }
 
 /// A short form: rules by `|`, clauses by `&`, matches by `,`; `!` before the not-forms.

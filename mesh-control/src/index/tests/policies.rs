@@ -202,6 +202,11 @@ fn of_several_at_one_level_the_oldest_counts() {
         let undated = peers("b", "shop", &format!("{selector}mtls: {{mode: DISABLE}}"));
         let mut world = with(&[undated, new, old]);
         assert_eq!(world.named("web"), [STRICT]);
+        // Those that are void are told of where nothing else tells them apart.
+        let mut void: Vec<_> = world.index.problems().map(|problem| problem.key.name.to_string()).collect();
+        void.sort();
+        let wanted: &[&str] = if selector.is_empty() { &["shop/a", "shop/b"] } else { &[] };
+        assert_eq!(void, wanted);
         world.remove("o2");
         assert!(world.named("web").is_empty());
     }
