@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_harness::{AgentOptions, Cluster, peer, until};
+use mesh_harness::{Cluster, peer, until};
 
 use super::super::Args;
 use super::super::report::{Report, Target};
@@ -36,7 +36,7 @@ pub(super) fn idle_agent(args: &Args, report: &mut Report) -> Result<()> {
     // A pod's network is found by its processes.
     let _running =
         pods.iter().map(|pod| peer::tcp_echo(pod, &pod.name, IDLE_PORT)).collect::<Result<Vec<_>>>()?;
-    let agent = node.agent_with(&AgentOptions::with(&["--tunnel-protocols", "stream,hbone"]))?;
+    let agent = node.agent()?;
     let names: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
     agent.wait_for_workloads(&names)?;
     until("every pod is listened in", Duration::from_secs(20), || {
