@@ -13,7 +13,8 @@ use super::lane::{IDLE_PORT, Lane};
 /// Bytes of each idle connection, at either side.
 pub(super) fn idle_connections(args: &Args, lane: &Lane, report: &mut Report) -> Result<()> {
     let before = lane.memory()?;
-    let (holder, held) = peer::hold(&lane.client, &lane.to(IDLE_PORT), args.idle)?;
+    // In turn: this is about connections that are there, not about their coming all at once.
+    let (holder, held) = peer::hold_in_turn(&lane.client, &lane.to(IDLE_PORT), args.idle)?;
     ensure!(held.alive == args.idle as u64, "of {} connections, these failed: {:?}", args.idle, held.dead);
     // What was needed to open them is given back.
     std::thread::sleep(Duration::from_secs(2));
