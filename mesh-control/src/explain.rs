@@ -226,6 +226,14 @@ impl Backend<'_> {
         };
         let decision = evaluate(policies.iter(), &attempt);
         let (allowed, policy, rule, mut verdict) = spoken(decision, &policies, known.is_some());
+        let by_address = |policy: &Policy| {
+            let matches =
+                policy.rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
+            matches.into_iter().any(|one| !one.source_ips.is_empty() || !one.not_source_ips.is_empty())
+        };
+        if *from == From::Outside(None) && policies.iter().any(by_address) {
+            verdict += "; another address may fare otherwise: ask with --from ADDRESS";
+        }
         let rehearsed = rehearse(policies.iter(), &attempt);
         if rehearsed.allows() != decision.allows() {
             let (_, policy, _, would) = spoken(rehearsed, &policies, known.is_some());

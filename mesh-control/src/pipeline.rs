@@ -146,6 +146,7 @@ impl Pipeline {
             self.catalog.publish(update, now);
         }
         if moved {
+            self.metrics.joined.set(i64::try_from(joined.len()).unwrap_or(i64::MAX));
             self.joined.send_replace(joined);
         }
         resources

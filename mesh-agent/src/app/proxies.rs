@@ -145,6 +145,10 @@ impl Kernel for KernelSide {
         }
     }
 
+    fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
+        self.passages.caller(source, destination)
+    }
+
     fn guard(&self, netns: &File, cookie: u64) -> Result<()> {
         self.guard.guard(netns.as_fd(), cookie)
     }

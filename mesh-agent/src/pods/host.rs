@@ -22,6 +22,9 @@ pub trait Kernel: Send + Sync {
     fn show_client(&self, netns: u64, proxy_end: SocketAddr, client: SocketAddr) -> io::Result<()>;
     /// That connection is over.
     fn forget_client(&self, netns: u64, proxy_end: SocketAddr);
+    /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not
+    /// known.
+    fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64>;
     /// Guards what comes into a namespace, before anything listens there for the proxy. Asked again for the same one, it
     /// changes nothing.
     fn guard(&self, netns: &File, cookie: u64) -> anyhow::Result<()>;

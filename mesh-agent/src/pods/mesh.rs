@@ -20,6 +20,9 @@ use crate::snapshot::{Addresses, Changed, Service, Snapshot, Workload};
 /// Endpoints that a connection tries after its first.
 pub const RETRIES: usize = 3;
 
+/// For so long connections to an address are looked for at which nobody is any more.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
 /// Who is at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
@@ -49,6 +52,10 @@ struct Held {
     by_uid: HashMap<u64, Addresses>,
     /// Who has gone, until the grace time is over.
     leaving: Vec<(Instant, IpAddr, Arc<Workload>)>,
+    /// Addresses at which nobody is any more, for as long as connections to them are looked for.
+    gone: HashMap<IpAddr, Instant>,
+    /// Workloads of this node by identity, those without an address of their own included.
+    neighbours: HashMap<u64, Arc<Workload>>,
     services: HashMap<Arc<str>, Backed>,
     by_service_address: HashMap<IpAddr, Arc<str>>,
     vantage: Option<Vantage>,
@@ -80,9 +87,15 @@ impl Mesh {
     pub fn apply(&self, changed: &Changed, snapshot: &Snapshot, vantage: &Vantage, now: Instant) {
         let held = &mut *self.held.write().unwrap_or_else(PoisonError::into_inner);
         let deadline = now + self.grace;
+        let mut judged_anew = false;
         for workload in &changed.workloads {
             let uid = workload.uid();
-            held.put(&uid, snapshot.workload(&uid), deadline);
+            let now = snapshot.workload(&uid);
+            // Policies come before the workloads that name them: what these say now may be another thing.
+            let before = workload.addresses.first().and_then(|address| held.by_address.get(address));
+            judged_anew |= before.zip(now).is_some_and(|(before, now)| before.policies() != now.policies());
+            held.neighbour(&uid, now.filter(|workload| workload.node == vantage.node));
+            held.put(&uid, now, deadline);
         }
         for key in &changed.services {
             let members = || snapshot.members(key).map(|(workload, _)| Arc::clone(workload)).collect();
@@ -93,6 +106,19 @@ impl Mesh {
             );
         }
         held.vantage = Some(vantage.clone());
+        if judged_anew {
+            self.bump();
+        }
+    }
+
+    /// A workload of this node, by its identity.
+    pub fn neighbour(&self, identity: u64) -> Option<Arc<Workload>> {
+        self.read().neighbours.get(&identity).map(Arc::clone)
+    }
+
+    /// Whether somebody was at that address a while ago, and nobody is now.
+    pub fn has_gone(&self, address: IpAddr) -> bool {
+        self.read().gone.contains_key(&address)
     }
 
     /// Ends what has had its grace time.
@@ -101,7 +127,16 @@ impl Mesh {
             return;
         }
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        held.leaving.retain(|(deadline, ..)| now < *deadline);
+        held.gone.retain(|_, since| now.saturating_duration_since(*since) < REMEMBERED);
+        let (over, leaving) =
+            std::mem::take(&mut held.leaving).into_iter().partition(|(deadline, ..)| now >= *deadline);
+        held.leaving = leaving;
+        let over: Vec<(Instant, IpAddr, Arc<Workload>)> = over;
+        for (_, address, _) in over {
+            if !held.by_address.contains_key(&address) {
+                held.gone.insert(address, now);
+            }
+        }
         if held.leaving.is_empty() {
             held.leaving.shrink_to_fit();
         }
@@ -187,7 +222,15 @@ impl Held {
         self.by_uid.insert(identity_of(uid).0, after);
     }
 
+    fn neighbour(&mut self, uid: &str, workload: Option<&Arc<Workload>>) {
+        match workload {
+            Some(workload) => drop(self.neighbours.insert(identity_of(uid).0, Arc::clone(workload))),
+            None => drop(self.neighbours.remove(&identity_of(uid).0)),
+        }
+    }
+
     fn come(&mut self, uid: &str, address: IpAddr, workload: &Arc<Workload>, deadline: Instant) {
+        self.gone.remove(&address);
         let Some(outdone) = self.by_address.insert(address, Arc::clone(workload)) else { return };
         if outdone.uid() == uid {
             // The same under another identity: whoever meant the old one has to ask again.

@@ -13,6 +13,7 @@ mod inward;
 mod listeners;
 mod outward;
 mod pod;
+mod revoked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::identity::{Certificates, spiffe_of};
 use crate::proxy::drain::Phase;
 use crate::proxy::limits::Limits;
 use crate::proxy::tls::{Configs, Protocol};
+use crate::sockets::Sweeper;
 
 /// What the proxies work with.
 pub struct Parts {
@@ -66,6 +68,7 @@ struct Shared {
     events: mpsc::UnboundedSender<Event>,
     places: Places,
     figures: Arc<Figures>,
+    sweeper: Sweeper,
     /// It has been said that processes cannot be seen.
     complained: AtomicBool,
 }
@@ -95,6 +98,7 @@ impl Pods {
             denied,
             events,
             places: Places::new(cgroups)?,
+            sweeper: Sweeper::default(),
             figures: Arc::default(),
             complained: AtomicBool::new(false),
         });
@@ -105,6 +109,11 @@ impl Pods {
     /// What they have done, and use.
     pub fn figures(&self) -> Arc<Figures> {
         Arc::clone(&self.shared.figures)
+    }
+
+    /// What has become of connections that may no longer be.
+    pub fn sweeper(&self) -> Sweeper {
+        self.shared.sweeper.clone()
     }
 
     /// Makes the workloads that have a proxy these; which of them are in a network namespace of their own shows later. Those of

@@ -16,7 +16,7 @@ use super::inward::Inside;
 use super::listeners::{Listeners, open};
 use super::namespaces::{Found, Look};
 use super::outward::Outside;
-use super::{Shared, baggage};
+use super::{Shared, baggage, revoked};
 use crate::datapath::desired::map_address;
 use crate::identity::{SpiffeId, spiffe_of};
 use crate::proxy::drain::{Drain, Phase};
@@ -247,7 +247,10 @@ impl Pod {
                     if !same {
                         break Woken::Changed;
                     }
-                    *served.workload.write().unwrap_or_else(PoisonError::into_inner) = new.workload;
+                    let held = &served.workload;
+                    *held.write().unwrap_or_else(PoisonError::into_inner) = new.workload;
+                    // Whoever was let in was let in by what it was before.
+                    self.shared.mesh.bump();
                 }
                 woken @ (Woken::Time | Woken::Removed | Woken::Stopped) => break woken,
             }
@@ -299,6 +302,7 @@ impl Pod {
         for listener in listeners.plain {
             tasks.spawn(inbound::serve_plain(Arc::clone(&inbound), listener, drain.clone()));
         }
+        tasks.spawn(revoked::watch(Arc::clone(shared), Arc::clone(served), drain.clone()));
         let mut ends = drain.clone();
         tasks.spawn(async move {
             tokio::select! {

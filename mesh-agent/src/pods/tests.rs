@@ -46,6 +46,10 @@ struct Table {
 }
 
 impl Kernel for Table {
+    fn caller(&self, _source: SocketAddr, _destination: SocketAddr) -> Option<u64> {
+        None
+    }
+
     fn take_original(&self, netns: u64, source: SocketAddr) -> Option<Original> {
         self.originals.lock().unwrap().remove(&(netns, source))
     }

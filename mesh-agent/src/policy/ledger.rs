@@ -193,6 +193,8 @@ impl Ledger {
         let far = |(number, rows): &(&u32, &mut Rows)| !local.contains(number) && !rows.sources.is_empty();
         let Some((number, rows)) = self.sets.iter_mut().rev().find(far) else { return false };
         let Some(set) = sets.get(*number) else { return false };
+        // Evicted is done first: what the same plan renews of it would come back.
+        plan.verdicts.retain(|(key, _)| key.policies != *number);
         for (identity, families) in std::mem::take(&mut rows.sources) {
             let keys = table::keys(*number, set, identity, &families);
             self.verdicts = self.verdicts.saturating_sub(keys.len());

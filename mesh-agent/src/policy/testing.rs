@@ -84,6 +84,8 @@ pub(crate) struct Kernel {
     pub(crate) peers: BTreeMap<String, u32>,
     /// More than this many of a kind cannot be written.
     pub(crate) full_at: Option<usize>,
+    /// After this many more writes, one fails.
+    pub(crate) stumbles_after: Option<usize>,
 }
 
 impl VerdictMaps for Kernel {
@@ -91,6 +93,7 @@ impl VerdictMaps for Kernel {
         if self.full_at.is_some_and(|full| self.verdicts.len() >= full && !self.verdicts.contains_key(key)) {
             return Err("full".to_owned());
         }
+        self.stumble()?;
         self.verdicts.insert(*key, *verdict);
         Ok(())
     }
@@ -104,6 +107,7 @@ impl VerdictMaps for Kernel {
         if self.full_at.is_some_and(|full| self.plain.len() >= full) {
             return Err("full".to_owned());
         }
+        self.stumble()?;
         self.plain.insert((prefix, *key), *verdict);
         Ok(())
     }
@@ -115,6 +119,12 @@ impl VerdictMaps for Kernel {
 }
 
 impl Kernel {
+    fn stumble(&mut self) -> Result<(), String> {
+        let left = self.stumbles_after.take();
+        self.stumbles_after = left.and_then(|left| left.checked_sub(1));
+        if left == Some(0) { Err("once".to_owned()) } else { Ok(()) }
+    }
+
     /// What the kernel programs would find for a connection from a workload of this node: its own port first, then all others.
     pub(crate) fn by_identity(&self, source: &str, to: &str, port: u16, family: u16) -> Option<Verdict> {
         let policies = self.set(to);

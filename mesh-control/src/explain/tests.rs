@@ -88,6 +88,38 @@ fn the_way_depends_on_both_ends() {
 }
 
 #[test]
+fn ports_of_node_proxies_are_not_for_others() {
+    for (port, node, path) in [
+        (15_001, "n1", Path::Refused),
+        (15_006, "n2", Path::Refused),
+        (15_008, "n1", Path::Plaintext),
+        (15_008, "n2", Path::Plaintext),
+    ] {
+        let (mut to, extension) = workload("a", node, 1, true);
+        for list in to.services.values_mut() {
+            list.ports[0].target_port = port;
+        }
+        let served = served(vec![(to, extension), client("client", "n1", true)], Vec::new());
+        let found = outcome("shop/client", &served).remove(0);
+        assert_eq!((found.0, found.1), (path, path != Path::Refused), "{port} {node}");
+    }
+}
+
+#[test]
+fn an_unknown_address_is_said_to_matter_where_it_does() {
+    let block = mesh_common::api::istio::security::Address { address: vec![192, 0, 2, 0], length: 24 };
+    let mut allow = policy(Action::Allow, false);
+    allow.rules[0].clauses[0].matches[0] = Match { source_ips: vec![block], ..Match::default() };
+    let served = served(vec![workload("a", "n1", 1, true)], vec![allow]);
+    let ask = |from: &str| {
+        let question = Question::parse(from, "shop/web:80").unwrap();
+        explain(&question, &served, &nodes()).unwrap().backends.remove(0)
+    };
+    assert!(!ask("none").allowed && ask("none").verdict.contains("--from ADDRESS"));
+    assert!(ask("192.0.2.7").allowed && !ask("192.0.2.7").verdict.contains("--from"));
+}
+
+#[test]
 fn policies_judge_by_the_identity_that_can_be_known() {
     let name = || "shop/p".to_owned();
     // (client's node, meshed, from) with an ALLOW for it, with a DENY for it

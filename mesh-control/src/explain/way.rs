@@ -20,6 +20,7 @@ pub(super) fn way(source: Option<&Workload>, to: &Workload, port: u16, joined: &
         return (Path::Plaintext, absent("the client", &from.node));
     }
     let reserved = matches!(port, Proxy::OUTBOUND | Proxy::PLAIN);
+    let tunnel = || (Path::Plaintext, format!("port {port} is the backend's node proxy itself"));
     if from.node == to.node {
         return if from.uid == to.uid {
             (Path::Kernel, "a workload that connects to itself".to_owned())
@@ -27,6 +28,8 @@ pub(super) fn way(source: Option<&Workload>, to: &Workload, port: u16, joined: &
             (Path::Plaintext, "the backend shares the network of its node".to_owned())
         } else if reserved {
             (Path::Refused, format!("port {port} is reserved for node proxies"))
+        } else if port == Proxy::TUNNEL {
+            tunnel()
         } else {
             (Path::Kernel, "both are on the same node".to_owned())
         };
@@ -38,7 +41,7 @@ pub(super) fn way(source: Option<&Workload>, to: &Workload, port: u16, joined: &
         return (Path::Refused, format!("port {port} is reserved for node proxies"));
     }
     if port == Proxy::TUNNEL {
-        return (Path::Plaintext, format!("port {port} is the backend's node proxy itself"));
+        return tunnel();
     }
     if !is_meshed(from) {
         return (Path::Plaintext, outside("the client", from, joined));

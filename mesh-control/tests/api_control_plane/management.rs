@@ -128,6 +128,14 @@ async fn meshctl_explains_a_connection() {
             (&true.into(), &"shop/allow-client".into(), &1.into())
         );
     }
+    let workloads = shown(&world, &["get", "workloads", "-o", "json"]).await;
+    let workloads: serde_json::Value = serde_json::from_str(&workloads).unwrap();
+    let near = workloads.as_array().unwrap().iter().find(|workload| workload["name"] == "near").unwrap();
+    assert_eq!((&near["meshed"], &near["policies"][0]), (&true.into(), &"shop/allow-client".into()));
+    let metrics = scrape(&world, "/metrics").await;
+    for line in ["mesh_control_policies 1", "mesh_control_nodes_joined 2"] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
     let answer = ask("none").await;
     assert_eq!(
         (&answer["backends"][1]["path"], &answer["backends"][1]["allowed"]),

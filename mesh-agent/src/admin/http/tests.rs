@@ -14,6 +14,7 @@ fn owner(ready: Result<(), String>) -> Owner {
                 AdminRequest::Status(reply) => drop(reply.send(status())),
                 AdminRequest::Services(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Workloads(reply) => drop(reply.send(vec![workload()])),
+                AdminRequest::Denials(reply) => drop(reply.send(Default::default())),
                 AdminRequest::Certificates(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Stats(reply) => drop(reply.send(view::Stats::default())),
                 AdminRequest::Metrics(reply) => drop(reply.send(metrics::View::default())),
@@ -49,6 +50,7 @@ fn workload() -> view::Workload {
         name: "b".into(),
         service_account: "s".into(),
         cgroups: vec![view::Cgroup { id: 7, path: "x".into() }],
+        proxy: "ready".into(),
     }
 }
 

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use mesh_common::api::{
     SERVICE_EXTENSION, WORKLOAD_EXTENSION,
-    istio::workload::{AppProtocol, Extension, Port, Service, Workload, WorkloadStatus, load_balancing},
+    istio::workload::{
+        AppProtocol, Extension, Port, Service, TunnelProtocol, Workload, WorkloadStatus, load_balancing,
+    },
     mesh::v1::{Algorithm, ServiceExtension, WorkloadExtension},
 };
 use prost::Message;
@@ -87,6 +89,8 @@ pub(crate) fn workloads(workloads: &[Workload]) -> anyhow::Result<View> {
             "weight": workload.capacity.unwrap_or(1),
             "pod_uid": extension.pod_uid,
             "cgroup": extension.cgroup,
+            "meshed": workload.tunnel_protocol() == TunnelProtocol::Hbone,
+            "policies": workload.authorization_policies,
             "services": services,
             "unready_in": extension.unready_in,
             "terminating_in": extension.terminating_in,

@@ -1,0 +1,90 @@
+//! Connections of a pod that no proxy carries, ended when they may no longer be: policy has changed, or an endpoint has gone.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::debug;
+
+use super::Shared;
+use super::mesh::Reach;
+use super::pod::Served;
+use crate::identity::spiffe_of;
+use crate::proxy::drain::{Drain, Phase};
+use crate::snapshot::Workload;
+use crate::sockets::{Caller, Judge};
+
+/// The kernel is told of a change while the proxies are: what it lets in until then is found a moment later.
+const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(900)];
+
+/// Looks through the pod's connections after each change, until the drain begins.
+pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drain) {
+    let mut changed = shared.mesh.changed();
+    let looking = async {
+        while changed.changed().await.is_ok() {
+            for pause in LOOKS {
+                sleep(pause).await;
+                changed.mark_unchanged();
+                look(&shared, &pod).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = looking => {}
+        () = drain.reached(Phase::Draining) => {}
+    }
+}
+
+async fn look(shared: &Arc<Shared>, pod: &Arc<Served>) {
+    let addresses = pod.workload().addresses.to_vec();
+    let workload = pod.workload();
+    let now = Now { shared: Arc::clone(shared), workload: Arc::clone(&workload) };
+    // What goes wrong is counted and told there, too.
+    match shared.sweeper.sweep(&pod.namespace, addresses, now).await {
+        Ok(swept) => debug!(workload = workload.uid(), ?swept, "looked through its connections"),
+        Err(error) => debug!(workload = workload.uid(), %error, "its connections cannot be looked through"),
+    }
+}
+
+/// What policy and the mesh say now of connections of a workload.
+struct Now {
+    shared: Arc<Shared>,
+    workload: Arc<Workload>,
+}
+
+impl Now {
+    /// The workload at an address.
+    fn at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        match self.shared.mesh.reach(SocketAddr::new(address, 0)) {
+            Reach::Plain(workload) | Reach::Meshed(workload, _) => Some(workload),
+            Reach::Unknown => None,
+        }
+    }
+}
+
+impl Judge for Now {
+    fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller> {
+        self.shared.kernel.caller(remote, local).map(|caller| match caller {
+            0 => Caller::Node,
+            workload => Caller::Workload(workload),
+        })
+    }
+
+    fn permits(&self, caller: Caller, remote: IpAddr, local: SocketAddr) -> bool {
+        let source = match caller {
+            // As when it came in.
+            Caller::Node => return true,
+            Caller::Workload(identity) => self.shared.mesh.neighbour(identity),
+            // The kernel remembers callers for a while; a neighbour is also known by its address.
+            Caller::Unknown => self.at(remote).filter(|workload| workload.node == self.workload.node),
+        };
+        let source = source.and_then(|workload| spiffe_of(&workload).ok());
+        let judge = &self.shared.judge;
+        judge.judge(&self.workload, source.as_ref(), remote, local.ip(), local.port()).allowed
+    }
+
+    fn gone(&self, remote: SocketAddr) -> bool {
+        self.shared.mesh.has_gone(remote.ip())
+    }
+}
