@@ -73,6 +73,7 @@ impl Proxies {
             judge: Arc::clone(owner.policies.shared()) as Arc<dyn Judge>,
             mesh: Arc::clone(&owner.mesh),
             certificates,
+            protocols: config.proxy.protocols.clone(),
             limits: config.proxy.limits,
             // What the owner has no time for is counted by the proxies all the same.
             denied: Arc::new(move |denial| drop(refused_sender.try_send(denial))),

@@ -6,11 +6,15 @@ use clap::Args;
 
 use super::ConfigError;
 use crate::proxy::limits::Limits;
+use crate::proxy::tls::Protocol;
 
 /// Flags of the node proxy. Limits hold for each pod and each side (connections of the pod, connections to it), so that no pod can
 /// starve its node.
 #[derive(Debug, Clone, Args)]
 pub struct ProxyArgs {
+    /// What tunnels to other nodes speak, the best first: stream (between agents of this mesh), hbone (ztunnel's)
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "stream,hbone")]
+    pub tunnel_protocols: Vec<Protocol>,
     /// Connections that a stopping agent lets end by themselves are reset after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub drain_timeout: f64,
@@ -40,6 +44,8 @@ pub struct ProxyArgs {
 /// The node proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
+    /// What tunnels speak, the best first.
+    pub protocols: Vec<Protocol>,
     /// How long a stopping agent waits for connections.
     pub drain_timeout: Duration,
     /// How long connections to an endpoint that has gone may go on.
@@ -73,7 +79,13 @@ impl ProxyArgs {
                 Err(ConfigError { flag, reason: reason() })
             }
         };
+        let protocols = self.tunnel_protocols.clone();
+        if (1..protocols.len()).any(|at| protocols[..at].contains(&protocols[at])) {
+            let reason = "names a protocol twice".to_owned();
+            return Err(ConfigError { flag: "--tunnel-protocols", reason });
+        }
         Ok(ProxyConfig {
+            protocols,
             drain_timeout: time("--drain-timeout", self.drain_timeout)?,
             endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
             limits: Limits {
@@ -110,6 +122,7 @@ mod tests {
     fn without_flags_the_limits_are_the_defaults() {
         let config = check(&[]).unwrap();
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.protocols, [Protocol::Stream, Protocol::H2]);
         assert_eq!(config.drain_timeout, Duration::from_secs(5));
     }
 
@@ -122,12 +135,16 @@ mod tests {
             ("--proxy-idle-timeout", "0"),
             ("--proxy-connect-timeout", "1e9"),
             ("--proxy-max-connections", "0"),
+            ("--tunnel-protocols", ""),
+            ("--tunnel-protocols", "h2"),
+            ("--tunnel-protocols", "hbone,stream,hbone"),
             ("--proxy-max-handshakes", "99999999999"),
         ] {
             let error = check(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(error.contains(flag), "{error}");
         }
         assert_eq!(check(&["--drain-timeout=0"]).unwrap().drain_timeout, Duration::ZERO);
+        assert_eq!(check(&["--tunnel-protocols", "hbone"]).unwrap().protocols, [Protocol::H2]);
         assert_eq!(check(&["--proxy-buffers=1"]).unwrap().limits.buffers, 1 << 20);
     }
 }

@@ -31,7 +31,7 @@ use self::namespaces::Places;
 use crate::identity::{Certificates, spiffe_of};
 use crate::proxy::drain::Phase;
 use crate::proxy::limits::Limits;
-use crate::proxy::tls::Configs;
+use crate::proxy::tls::{Configs, Protocol};
 use crate::sockets::Sweeper;
 
 /// What the proxies work with.
@@ -46,6 +46,8 @@ pub struct Parts {
     pub mesh: Arc<Mesh>,
     /// Certificates of this node's workloads.
     pub certificates: Arc<dyn Certificates>,
+    /// What tunnels speak, the best first.
+    pub protocols: Vec<Protocol>,
     /// What each side of a pod may use.
     pub limits: Limits,
     /// Told of denials.
@@ -84,13 +86,13 @@ pub struct Pods {
 impl Pods {
     /// None yet. To be called within the runtime.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { cgroups, kernel, judge, mesh, certificates, limits, denied, events } = parts;
+        let Parts { cgroups, kernel, judge, mesh, certificates, protocols, limits, denied, events } = parts;
         let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
         let shared = Arc::new(Shared {
             kernel,
             judge,
             mesh,
-            configs: Arc::new(Configs::new(Arc::clone(&certificates))),
+            configs: Arc::new(Configs::offering(Arc::clone(&certificates), protocols)),
             certificates,
             limits,
             denied,

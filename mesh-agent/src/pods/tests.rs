@@ -26,6 +26,7 @@ use crate::datapath::desired::Vantage;
 use crate::fixtures::{Directory, NetworkNamespace};
 use crate::identity::SpiffeId;
 use crate::proxy::netns::Namespace;
+use crate::proxy::tls::Protocol;
 use crate::proxy::tls::fixtures::{Authority, Held, Wanted, client, server};
 use crate::snapshot::fixtures::{of_service, of_workload, removal, service, update, workload};
 use crate::snapshot::{Delta, Locality, Snapshot, Workload};
@@ -172,6 +173,7 @@ impl Node {
             judge: Arc::clone(&judge) as Arc<dyn Judge>,
             mesh: Arc::clone(&mesh),
             certificates: Arc::clone(&certificates) as Arc<dyn Certificates>,
+            protocols: vec![Protocol::Stream, Protocol::H2],
             limits,
             denied: Arc::new(move |denial| tell.lock().unwrap().push(denial)),
             events,

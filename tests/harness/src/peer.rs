@@ -225,10 +225,19 @@ pub struct Holder {
     process: Process,
 }
 
-/// Opens `count` connections and keeps them; the report says who accepted them.
+/// Opens `count` connections at once and keeps them; the report says who accepted them.
 pub fn hold(pod: &Pod, to: &SocketAddr, count: usize) -> anyhow::Result<(Holder, Held)> {
+    hold_with(pod, to, count, &[])
+}
+
+/// As [`hold`], but each connection is answered before the next is opened.
+pub fn hold_in_turn(pod: &Pod, to: &SocketAddr, count: usize) -> anyhow::Result<(Holder, Held)> {
+    hold_with(pod, to, count, &["--in-turn".to_owned()])
+}
+
+fn hold_with(pod: &Pod, to: &SocketAddr, count: usize, how: &[String]) -> anyhow::Result<(Holder, Held)> {
     let arguments = ["hold".to_owned(), "--to".into(), to.to_string(), "--count".into(), count.to_string()];
-    let mut process = pod.peer(&arguments)?;
+    let mut process = pod.peer(&[&arguments, how].concat())?;
     let held = report(&mut process)?;
     Ok((Holder { process }, held))
 }

@@ -137,8 +137,9 @@ fn memory_of(cgroup: &Path) -> Result<u64> {
 }
 
 fn start_agents(kind: Kind, nodes: &[Rc<Node>]) -> Result<Vec<Agent>> {
-    let protocols = if kind == Kind::Hbone { "hbone" } else { "stream,hbone" };
-    let options = AgentOptions::with(&["--tunnel-protocols", protocols]);
+    // Our own protocol is what agents choose.
+    let arguments: &[&str] = if kind == Kind::Hbone { &["--tunnel-protocols", "hbone"] } else { &[] };
+    let options = AgentOptions::with(arguments);
     let start = |node: &Rc<Node>| node.agent_with(&options).context("an agent that carries connections");
     nodes.iter().map(start).collect()
 }

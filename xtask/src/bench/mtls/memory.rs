@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use mesh_harness::{AgentOptions, Cluster, peer, until};
+use mesh_harness::{Cluster, peer, until};
 
 use super::super::Args;
 use super::super::report::{Report, Target};
@@ -13,7 +13,8 @@ use super::lane::{IDLE_PORT, Lane};
 /// Bytes of each idle connection, at either side.
 pub(super) fn idle_connections(args: &Args, lane: &Lane, report: &mut Report) -> Result<()> {
     let before = lane.memory()?;
-    let (holder, held) = peer::hold(&lane.client, &lane.to(IDLE_PORT), args.idle)?;
+    // In turn: this is about connections that are there, not about their coming all at once.
+    let (holder, held) = peer::hold_in_turn(&lane.client, &lane.to(IDLE_PORT), args.idle)?;
     ensure!(held.alive == args.idle as u64, "of {} connections, these failed: {:?}", args.idle, held.dead);
     // What was needed to open them is given back.
     std::thread::sleep(Duration::from_secs(2));
@@ -36,7 +37,7 @@ pub(super) fn idle_agent(args: &Args, report: &mut Report) -> Result<()> {
     // A pod's network is found by its processes.
     let _running =
         pods.iter().map(|pod| peer::tcp_echo(pod, &pod.name, IDLE_PORT)).collect::<Result<Vec<_>>>()?;
-    let agent = node.agent_with(&AgentOptions::with(&["--tunnel-protocols", "stream,hbone"]))?;
+    let agent = node.agent()?;
     let names: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
     agent.wait_for_workloads(&names)?;
     until("every pod is listened in", Duration::from_secs(20), || {

@@ -10,10 +10,13 @@ use mesh_harness::sys::monotonic_nanoseconds;
 use crate::tcp::ask;
 
 /// Opens `count` connections, reports, and asks all of them again for every line on stdin.
-pub(crate) fn run(to: SocketAddr, count: usize) -> anyhow::Result<()> {
+pub(crate) fn run(to: SocketAddr, count: usize, in_turn: bool) -> anyhow::Result<()> {
     let open = || -> io::Result<TcpStream> {
         let connection = TcpStream::connect(to)?;
         connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+        if in_turn {
+            ask(&connection, "who\n")?;
+        }
         Ok(connection)
     };
     let connections: Vec<_> = (0..count).map(|_| open()).collect();

@@ -53,6 +53,9 @@ enum Peer {
         to: SocketAddr,
         #[arg(long, default_value_t = 1)]
         count: usize,
+        /// Each is asked before the next is opened, instead of all at once.
+        #[arg(long)]
+        in_turn: bool,
     },
     /// Connects all the time, and reports whenever another server answers.
     Watch {
@@ -142,7 +145,7 @@ fn main() -> anyhow::Result<()> {
         Peer::Request(args) => print(&stream::request(&args)?),
         Peer::Throughput(args) => print(&stream::throughput(&args)?),
         Peer::Transfer(args) => print(&stream::transfer(&args)?),
-        Peer::Hold { to, count } => hold::run(to, count),
+        Peer::Hold { to, count, in_turn } => hold::run(to, count, in_turn),
         Peer::Watch { to } => hold::watch(to),
         Peer::Relay(line) => relay::run(&line),
         Peer::In { netns, cgroup, command } => enter::run(&netns, &cgroup, &command),
