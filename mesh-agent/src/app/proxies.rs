@@ -215,7 +215,9 @@ impl Owner {
         let policy = match denial.verdict {
             // No verdict, so none has been written yet.
             abi::Verdict { action: 0, .. } => NOT_ARRIVED.into(),
-            abi::Verdict { policy: 0, .. } => NO_MATCH.into(),
+            abi::Verdict { policy: 0, .. } => {
+                self.policies.asking(denial.policies).unwrap_or_else(|| NO_MATCH.into())
+            }
             abi::Verdict { policy, .. } => {
                 self.policies.name(policy).unwrap_or_else(|| format!("number {policy}").into())
             }

@@ -235,6 +235,11 @@ impl Policies {
         self.numbers.name(number).cloned()
     }
 
+    /// The ALLOW policies of a set, of which none matches where a verdict bears no policy.
+    pub fn asking(&self, set: u32) -> Option<Arc<str>> {
+        self.sets.get(set)?.asking()
+    }
+
     /// Name and version of each policy that is held.
     pub fn versions(&self) -> HashMap<String, String> {
         let catalog = self.shared.read();

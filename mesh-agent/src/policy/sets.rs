@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_common::policy::{Mentions, Policy};
+use mesh_common::policy::{Action, Mentions, Policy};
 
 use super::catalog::Entry;
 use super::numbers::Numbers;
@@ -28,6 +28,11 @@ pub(super) struct Set {
 }
 
 impl Set {
+    /// The names of those that ask for a match: nobody comes in whom none of them matches.
+    pub(super) fn asking(&self) -> Option<Arc<str>> {
+        asking(self.policies.iter())
+    }
+
     pub(super) fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.policies.iter().filter_map(|entry| entry.policy())
     }
@@ -42,6 +47,14 @@ impl Set {
     pub(super) fn port_count(&self) -> usize {
         self.mentions.ports.len() + usize::from(self.mentions.other_port().is_some())
     }
+}
+
+/// The names of the enforced ALLOW policies among these.
+pub(super) fn asking<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Option<Arc<str>> {
+    let asks = |policy: &Policy| policy.action == Action::Allow && !policy.dry_run;
+    let names: Vec<&str> =
+        entries.filter(|entry| entry.policy().is_some_and(asks)).map(|entry| &**entry.name()).collect();
+    (!names.is_empty()).then(|| names.join(", ").into())
 }
 
 /// The sets in use, by number.

@@ -7,6 +7,7 @@ use mesh_common::policy::{Action, Attempt, Decision, Policy, Principal, SourceIp
 use tokio::sync::watch;
 
 use super::catalog::{Catalog, Cause, Entry, Hindrance};
+use super::sets::asking;
 use super::{NO_MATCH, NOT_ARRIVED};
 use crate::identity::SpiffeId;
 use crate::snapshot::Workload;
@@ -25,7 +26,8 @@ pub struct Judgement {
     pub allowed: bool,
     /// Why, or why not.
     pub cause: Cause,
-    /// The policy that decides: `NAMESPACE/NAME`, or [`NOT_ARRIVED`] or [`NO_MATCH`]. None: there is none to restrict it.
+    /// The policy that decides: `NAMESPACE/NAME`, or [`NOT_ARRIVED`]; all ALLOW policies where none of them matches. None: there is none to
+    /// restrict it.
     pub policy: Option<Arc<str>>,
     /// The rule of the policy that decides, from 0.
     pub rule: Option<usize>,
@@ -103,7 +105,10 @@ impl Catalog {
         let (cause, policy, rule) = match (allowed, by) {
             (_, Some(by)) => (Cause::Rule, named_at(by.policy), Some(by.rule)),
             (true, None) => (Cause::NoAllow, None, None),
-            (false, None) => (Cause::NoMatch, Some(NO_MATCH.into()), None),
+            (false, None) => {
+                let asking = asking(self.applicable(namespace, named));
+                (Cause::NoMatch, Some(asking.unwrap_or_else(|| NO_MATCH.into())), None)
+            }
         };
         let mut would_deny = Vec::new();
         if allowed && policies().any(|policy| policy.dry_run) {

@@ -15,7 +15,6 @@ fn owner(ready: Result<(), String>) -> Owner {
                 AdminRequest::Status(reply) => drop(reply.send(status())),
                 AdminRequest::Services(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Workloads(reply) => drop(reply.send(vec![workload()])),
-                AdminRequest::Denials(reply) => drop(reply.send(Default::default())),
                 AdminRequest::Certificates(reply) => drop(reply.send(Vec::new())),
                 AdminRequest::Denials(reply) => drop(reply.send(DenialsView::default())),
                 AdminRequest::Stats(reply) => drop(reply.send(view::Stats::default())),
