@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use mesh_harness::manifest::authorization_policy;
-use mesh_harness::{Pod, needs, peer, until};
+use mesh_harness::{Pod, Service, needs, peer, until};
 use mesh_tests::{Mesh, Server};
 use serde_json::{Value, json};
 
@@ -140,6 +140,8 @@ fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
 fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
     needs!(Mesh);
     let scene = Scene::start()?;
+    let service = Service::new("server", [10, 96, 0, 9]).tcp(80, 8080).pods([&*scene.server.pod]);
+    scene.mesh.serve(&service, &[scene.at(8080)])?;
     let allow = authorization_policy(
         "default",
         "good-only",
@@ -167,9 +169,9 @@ fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
         ensure!(table.contains(source) && table.contains(policy), "{table}");
     }
     for (from, verdict) in [("default/good", "allowed"), ("default/bad", "denied"), ("none", "denied")] {
-        let told =
-            scene.mesh.agents[0].meshctl(&["explain", "--from", from, "--to", "default/server:8080"])?;
-        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let told = scene.mesh.agents[0].meshctl(&["explain", "--from", from, "--to", "default/server:80"])?;
+        let told = [told.stdout, told.stderr].concat();
+        let told = String::from_utf8_lossy(&told).into_owned();
         ensure!(told.contains(verdict) && told.contains("good-only"), "{from}: {told}");
     }
     Ok(())

@@ -154,8 +154,9 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
-    let figures = proxies.figures();
-    let view = views::Context { config: config.clone(), watch: watched.stats, servers, proxies: figures };
+    let (figures, swept) = (proxies.figures(), proxies.sweeper());
+    let view =
+        views::Context { config: config.clone(), watch: watched.stats, servers, proxies: figures, swept };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut housekeeping = interval(HOUSEKEEPING);

@@ -118,11 +118,11 @@ impl Owner {
     pub(super) fn restore(&mut self, mut saved: Held, now: Instant) {
         self.restore_policies(saved.take_policies());
         let changed = self.snapshot.restore(saved);
+        self.look_around(&changed);
+        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         self.guard(&changed);
         self.source = Source::Disk;
         self.enroll_changed(&changed);
-        self.look_around(&changed);
-        self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
         // Where nothing was adopted there is nothing newer than what was saved, which was whole.
         let partial = self.datapath.ledger().entries() > 0;
         for service in &changed.services {
@@ -153,11 +153,11 @@ impl Owner {
             self.rejections += 1;
         }
         let changed = self.snapshot.apply(delta);
-        self.guard(&changed);
         self.unsaved |= !changed.is_empty();
-        let mut refused = self.enroll_changed(&changed);
         let moved = self.look_around(&changed);
         self.mesh.apply(&changed, &self.snapshot, &self.vantage, now);
+        self.guard(&changed);
+        let mut refused = self.enroll_changed(&changed);
         let first = synced && self.source != Source::ControlPlane;
         // Before the first answer is whole, a service may lack backends that are still to come.
         let partial = !synced && self.source != Source::ControlPlane;
@@ -205,6 +205,9 @@ impl Owner {
     /// certificates; else why not.
     pub(super) fn ready(&self) -> Result<(), String> {
         match (&self.source, &self.connection) {
+            (Source::Disk | Source::ControlPlane, _) if !self.policies.are_complete() => {
+                Err("policies have not come yet: every workload of this node refuses connections".to_owned())
+            }
             (Source::Disk | Source::ControlPlane, _) => self.identities.ready(Instant::now()),
             (Source::None, Ok(())) => Err("the control plane has not yet sent everything".to_owned()),
             (Source::None, Err(reason)) => Err(format!("no snapshot yet, and no control plane: {reason}")),
@@ -274,6 +277,7 @@ impl Owner {
 
     fn enroll_changed(&mut self, changed: &Changed) -> Vec<Rejected> {
         let mut refused = Vec::new();
+        self.tell_of_hosts(changed);
         self.enrolled_changed |=
             changed.workloads.iter().any(|workload| *workload.node == *self.vantage.node);
         for workload in &changed.workloads {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -21,12 +22,13 @@ use crate::config::Config;
 use crate::datapath::guard::Guard;
 use crate::datapath::passages::{self, BEAT, Heartbeat, Passages, socket_address};
 use crate::identity::{Certificates, spiffe_of};
+use crate::metrics;
 use crate::pods::figures::Figures;
 use crate::pods::host::{Denial, Event, Judge, Kernel, Original};
-use crate::pods::mesh::Reach;
 use crate::pods::{Parts, Pods};
 use crate::policy::{self, Caller, NO_MATCH, NOT_ARRIVED, Refusal};
 use crate::snapshot::Workload;
+use crate::sockets::Sweeper;
 
 /// How often denials are read.
 const LOOK: Duration = Duration::from_millis(100);
@@ -91,6 +93,11 @@ impl Proxies {
         self.pods.figures()
     }
 
+    /// What has become of connections that may no longer be.
+    pub(super) fn sweeper(&self) -> Sweeper {
+        self.pods.sweeper()
+    }
+
     /// Gives those workloads a proxy that should have one, if that may have changed.
     pub(super) fn sync(&mut self, owner: &mut Owner) {
         if owner.take_enrolled_changed() {
@@ -116,6 +123,40 @@ impl Proxies {
             warn!(%error, "the kernel programs could not be told that the proxy stops; they find out within a second");
         }
         self.pods.stop(limit).await;
+    }
+}
+
+/// The part of a scrape that is about policy.
+pub(super) fn figures(owner: &Owner, swept: &Sweeper) -> metrics::Policy {
+    let counts = owner.policies.counts();
+    let understood = counts.policies.saturating_sub(counts.not_understood);
+    let swept = swept.counts();
+    metrics::Policy {
+        complete: counts.complete,
+        policies: vec![
+            ("understood", understood as u64),
+            ("not-understood", counts.not_understood as u64),
+            ("awaited", counts.awaited as u64),
+        ],
+        refusing: vec![
+            ("policies-not-arrived", counts.refusing_not_arrived as u64),
+            ("policy-missing", counts.refusing as u64),
+        ],
+        left_out: (counts.left_out + counts.plain_left_out) as u64,
+        write_failures: counts.write_failures,
+        denials: owner
+            .denials
+            .counts()
+            .map(|(policy, side, count)| (policy.to_owned(), side.name(), count))
+            .collect(),
+        destroyed: [
+            ("policy", &swept.policy),
+            ("endpoint-gone", &swept.gone),
+            ("unsupported", &swept.unsupported),
+            ("failed", &swept.failed),
+        ]
+        .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+        .to_vec(),
     }
 }
 
@@ -238,11 +279,9 @@ impl Owner {
         let by_identity =
             || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
         // Of workloads of other nodes only the address is known here.
-        let by_address = || match self.mesh.reach(address?) {
-            Reach::Plain(found) | Reach::Meshed(found, _) => {
-                (abi::identity_of(&found.uid()).0 == workload).then_some(found)
-            }
-            Reach::Unknown => None,
+        let by_address = || {
+            let found = self.mesh.at(address?.ip())?;
+            (abi::identity_of(&found.uid()).0 == workload).then_some(found)
         };
         match by_identity().or_else(by_address) {
             Some(found) => known(&found, address),

@@ -8,7 +8,7 @@ use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, iden
 use tracing::warn;
 
 use super::owner::Owner;
-use super::{certificates, pods};
+use super::{certificates, pods, proxies};
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
@@ -19,6 +19,7 @@ use crate::identity::spiffe_of;
 use crate::metrics::{Connections, MapUse, Peer, View};
 use crate::pods::figures::{Figures, State};
 use crate::snapshot::Workload;
+use crate::sockets::Sweeper;
 use crate::workloads::watch::WatchStats;
 
 /// What does not change while the agent runs.
@@ -31,6 +32,8 @@ pub(super) struct Context {
     pub(super) servers: Vec<Arc<Access>>,
     /// What the proxies of this node's pods have done.
     pub(super) proxies: Arc<Figures>,
+    /// What has become of connections that may no longer be.
+    pub(super) swept: Sweeper,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
@@ -356,6 +359,7 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         snapshot_save_failures: owner.save_failures,
         refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
         certificates: certificates::figures(&owner.identities.report()),
+        policy: proxies::figures(owner, &context.swept),
         proxy: pods::figures(&context.proxies),
     }
 }

@@ -1,6 +1,6 @@
 //! What the kernel knows of the workloads of the mesh, of this node's proxy, and of policy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -19,7 +19,7 @@ pub struct Peers {
     /// Whose address is whose, as the kernel has it.
     owners: BTreeMap<Address, Peer>,
     /// Addresses of each workload, by identity.
-    addresses: BTreeMap<(u64, Address), ()>,
+    addresses: BTreeSet<(u64, Address)>,
     local: BTreeMap<u64, Proxy>,
     counts: (usize, usize),
 }
@@ -43,46 +43,45 @@ impl Peers {
             proxy.flags &= !Proxy::READY;
             proxies.insert(workload, *proxy, 0).context("writing PROXIES")?;
         }
-        let addresses = owners.iter().map(|(address, peer)| ((peer.workload, *address), ())).collect();
+        let addresses = owners.iter().map(|(address, peer)| (peer.workload, *address)).collect();
         let counts = (verdicts.keys().count(), plain.keys().count());
         Ok(Self { peers, proxies, verdicts, plain, owners, addresses, local, counts })
     }
 
-    /// Makes the addresses of a workload what they should be. An address that was another's is this one's from now on: the other has
-    /// lost it, whatever order the news comes in.
-    pub fn put(&mut self, workload: u64, wanted: &[(Address, Peer)]) -> Result<(), MapError> {
-        for (address, peer) in wanted {
-            let before = self.owners.get(address).copied();
-            if before != Some(*peer) {
-                self.peers.insert(address, *peer, 0)?;
-                if let Some(before) = before {
-                    self.addresses.remove(&(before.workload, *address));
-                }
-                self.owners.insert(*address, *peer);
-                self.addresses.insert((workload, *address), ());
+    /// Whose an address is from now on; `None`: nobody's.
+    pub fn set(&mut self, address: Address, peer: Option<Peer>) -> Result<(), MapError> {
+        let before = self.owners.get(&address).copied();
+        if before == peer {
+            return Ok(());
+        }
+        match peer {
+            Some(peer) => {
+                self.peers.insert(address, peer, 0)?;
+                self.owners.insert(address, peer);
+                self.addresses.insert((peer.workload, address));
+            }
+            None => {
+                gone(self.peers.remove(&address))?;
+                self.owners.remove(&address);
             }
         }
-        let stale: Vec<Address> =
-            self.of(workload).filter(|address| !wanted.iter().any(|(wanted, _)| wanted == address)).collect();
-        for address in stale {
-            gone(self.peers.remove(&address))?;
-            self.owners.remove(&address);
-            self.addresses.remove(&(workload, address));
+        if let Some(before) = before.filter(|before| peer.is_none_or(|peer| peer.workload != before.workload))
+        {
+            self.addresses.remove(&(before.workload, address));
         }
         Ok(())
     }
 
-    fn of(&self, workload: u64) -> impl Iterator<Item = Address> {
+    /// The addresses of a workload, as the kernel has them.
+    pub fn of(&self, workload: u64) -> impl Iterator<Item = Address> {
         let all = (workload, Address::new([0; 16]))..=(workload, Address::new([0xff; 16]));
         // Addresses are ordered as words in memory, so the ends of the range are those of their order as well.
-        self.addresses.range(all).map(|((_, address), ())| *address)
+        self.addresses.range(all).map(|(_, address)| *address)
     }
 
-    /// Takes out all workloads but those that are `known`.
-    pub fn retain(&mut self, known: impl Fn(u64) -> bool) -> Result<(), MapError> {
-        let strangers: Vec<u64> =
-            self.owners.values().map(|peer| peer.workload).filter(|workload| !known(*workload)).collect();
-        strangers.into_iter().try_for_each(|workload| self.put(workload, &[]))
+    /// All addresses, as the kernel has them.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.owners.keys().copied()
     }
 
     /// What the proxy has for a workload of this node; `None`: nothing.

@@ -4,9 +4,11 @@
 //! a second place where they can be wrong. Names and labels are Istio's where they mean the same.
 
 mod family;
+mod policy;
 mod proxy;
 mod view;
 
+pub use policy::Policy;
 pub use proxy::{Proxy, Side as ProxySide};
 pub use view::{Certificates, Connections, MapUse, Peer, View};
 
@@ -37,6 +39,7 @@ pub fn render(view: &View) -> String {
     connections(&mut families, view);
     agent(&mut families, view);
     certificates(&mut families, &view.certificates);
+    policy::policy(&mut families, &view.policy);
     proxy::proxy(&mut families, &view.proxy);
     families.text()
 }

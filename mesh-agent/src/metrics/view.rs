@@ -41,6 +41,8 @@ pub struct View {
     pub refused_credentials: u64,
     /// Certificates.
     pub certificates: Certificates,
+    /// Policy.
+    pub policy: super::Policy,
     /// The node proxy.
     pub proxy: super::Proxy,
 }

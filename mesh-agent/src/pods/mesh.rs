@@ -144,10 +144,14 @@ impl Mesh {
         self.bump();
     }
 
+    /// The workload that has that address as its own.
+    pub fn at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.read().by_address.get(&address).map(Arc::clone)
+    }
+
     /// Who is there now.
     pub fn reach(&self, target: SocketAddr) -> Reach {
-        let found = self.read().by_address.get(&target.ip()).map(Arc::clone);
-        let Some(workload) = found else { return Reach::Unknown };
+        let Some(workload) = self.at(target.ip()) else { return Reach::Unknown };
         match endpoint(&workload, target) {
             Some(endpoint) => Reach::Meshed(workload, endpoint),
             None => Reach::Plain(workload),

@@ -8,7 +8,6 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::Shared;
-use super::mesh::Reach;
 use super::pod::Served;
 use crate::identity::spiffe_of;
 use crate::proxy::drain::{Drain, Phase};
@@ -53,16 +52,6 @@ struct Now {
     workload: Arc<Workload>,
 }
 
-impl Now {
-    /// The workload at an address.
-    fn at(&self, address: IpAddr) -> Option<Arc<Workload>> {
-        match self.shared.mesh.reach(SocketAddr::new(address, 0)) {
-            Reach::Plain(workload) | Reach::Meshed(workload, _) => Some(workload),
-            Reach::Unknown => None,
-        }
-    }
-}
-
 impl Judge for Now {
     fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller> {
         self.shared.kernel.caller(remote, local).map(|caller| match caller {
@@ -77,7 +66,9 @@ impl Judge for Now {
             Caller::Node => return true,
             Caller::Workload(identity) => self.shared.mesh.neighbour(identity),
             // The kernel remembers callers for a while; a neighbour is also known by its address.
-            Caller::Unknown => self.at(remote).filter(|workload| workload.node == self.workload.node),
+            Caller::Unknown => {
+                self.shared.mesh.at(remote).filter(|workload| workload.node == self.workload.node)
+            }
         };
         let source = source.and_then(|workload| spiffe_of(&workload).ok());
         let judge = &self.shared.judge;

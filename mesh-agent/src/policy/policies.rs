@@ -265,6 +265,11 @@ impl Policies {
         self.classes.awaited().cloned().collect()
     }
 
+    /// Whether all policies have been named once, by the control plane or on disk.
+    pub fn are_complete(&self) -> bool {
+        self.shared.read().is_complete()
+    }
+
     /// Figures.
     pub fn counts(&self) -> Counts {
         let catalog = self.shared.read();

@@ -58,6 +58,9 @@ pub fn path(
         Proxy::TUNNEL => return Path::Direct,
         _ => {}
     }
+    if proxy.is_some_and(|ours| ours.flags & Proxy::HOST != 0) {
+        return Path::Direct;
+    }
     let guarded = peer.policies != 0;
     if node.alive_until_nanoseconds <= now_nanoseconds {
         return missing(guarded, Reason::ProxyDead, Reason::ProxyDeadDirect);
@@ -122,6 +125,14 @@ mod tests {
         for ours in [None, Some(&unready)] {
             assert_eq!(remote(0, ours, &ALIVE), Path::Fallback(Reason::ProxyNotReadyDirect));
             assert_eq!(remote(3, ours, &ALIVE), Path::Refused(Reason::ProxyNotReady));
+        }
+    }
+
+    #[test]
+    fn a_workload_on_its_nodes_network_is_left_to_the_policy_of_its_peers() {
+        let host = Proxy { flags: Proxy::HOST, ..Proxy::default() };
+        for node in [&ALIVE, &DEAD] {
+            assert_eq!(remote(3, Some(&host), node), Path::Direct);
         }
     }
 

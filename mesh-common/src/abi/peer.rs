@@ -40,7 +40,7 @@ impl Peer {
 pub struct Proxy {
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// [`Proxy::READY`].
+    /// [`Proxy::READY`] or [`Proxy::HOST`].
     pub flags: u32,
     /// Zero.
     pub zero: u32,
@@ -55,6 +55,8 @@ const _: () = assert!(size_of::<Proxy>() == 48);
 impl Proxy {
     /// The proxy listens in the workload's network namespace and has a certificate for it.
     pub const READY: u32 = 1;
+    /// The workload shares its node's network, so that the proxy cannot be in it: its connections go as they are, for policy to judge.
+    pub const HOST: u32 = 2;
     /// Where the proxy takes a workload's outbound connections.
     pub const OUTBOUND: u16 = 15001;
     /// Where the workload's connections to `destination` are taken; no address: nowhere.

@@ -1,6 +1,7 @@
 //! The owner's dealings with policies: takes them in, and puts in force what is planned.
 
 use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::datapath::passages::Heartbeat;
 use crate::policy::{PolicyPlan, VerdictMaps};
 use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
 use crate::xds::Versions;
+use aya::maps::MapError;
 
 /// What policies are called where resources of several types are listed.
 const KIND: &str = "Authorization";
@@ -64,7 +66,7 @@ impl Owner {
         for workload in &changed.workloads {
             let uid = workload.uid();
             if self.snapshot.workload(&uid).is_none() {
-                self.peer(&uid, None, 0);
+                self.peer(&uid, None);
             }
         }
     }
@@ -78,8 +80,7 @@ impl Owner {
         }
         for uid in self.unplaced.clone() {
             let workload = self.snapshot.workload(&uid).cloned();
-            let set = workload.as_ref().map_or(0, |workload| self.policies.set_of(workload));
-            self.peer(&uid, workload.as_ref(), set);
+            self.peer(&uid, workload.as_deref());
         }
     }
 
@@ -94,11 +95,11 @@ impl Owner {
 
     /// All that the kernel holds has been compared with what the control plane said: what is of an agent before this one goes.
     pub(super) fn drop_adopted(&mut self) {
-        let snapshot = &self.snapshot;
-        let known: HashSet<u64> =
-            snapshot.workloads().map(|workload| identity_of(&workload.uid()).0).collect();
-        if let Err(error) = self.datapath.peers().retain(|workload| known.contains(&workload)) {
-            warn!(%error, "workloads that are no more could not be taken out of the kernel");
+        let addresses: Vec<Address> = self.datapath.peers().addresses().collect();
+        for address in addresses {
+            if let Err(error) = self.place_address(address) {
+                warn!(%error, "an address of a workload that is no more could not be taken out of the kernel");
+            }
         }
         let enrolled: HashSet<u64> = self.enrollment.list().iter().map(|of| identity_of(&of.uid).0).collect();
         let strangers: Vec<u64> =
@@ -118,17 +119,21 @@ impl Owner {
             return;
         }
         self.policies.write(plan, &mut Kernel(&mut self.datapath));
-        for (workload, set) in &plan.sets {
-            self.peer(&workload.uid(), Some(workload), *set);
+        for (workload, _set) in &plan.sets {
+            self.peer(&workload.uid(), Some(workload));
         }
         self.policies.clean(plan, &mut Kernel(&mut self.datapath));
         self.tell_guarded();
     }
 
-    /// Tells the kernel whose a workload's addresses are. What could not be told is tried again.
-    pub(super) fn peer(&mut self, uid: &str, workload: Option<&Arc<Workload>>, policies: u32) {
-        let wanted = workload.map_or_else(Vec::new, |workload| self.addresses(uid, workload, policies));
-        match self.datapath.peers().put(identity_of(uid).0, &wanted) {
+    /// Tells the kernel whose a workload's addresses are, and those that it had: mostly its own, but several may claim one. What could
+    /// not be told is tried again.
+    pub(super) fn peer(&mut self, uid: &str, workload: Option<&Workload>) {
+        let mut addresses: BTreeSet<Address> = self.datapath.peers().of(identity_of(uid).0).collect();
+        let now = workload.map(|workload| &*workload.addresses).unwrap_or_default();
+        addresses.extend(now.iter().map(|address| map_address(*address)));
+        let done = addresses.into_iter().try_for_each(|address| self.place_address(address));
+        match done {
             Ok(()) => drop(self.unplaced.remove(uid)),
             Err(error) => {
                 if self.unplaced.insert(uid.into()) {
@@ -138,21 +143,39 @@ impl Owner {
         }
     }
 
-    /// Those of a workload on a host network are its node's.
-    fn addresses(&self, uid: &str, workload: &Workload, policies: u32) -> Vec<(Address, Peer)> {
-        if workload.host_network {
-            return Vec::new();
-        }
-        let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
-        let meshed = if workload.meshed { Peer::MESHED } else { 0 };
-        let peer = Peer { workload: identity_of(uid).0, flags: local | meshed, policies };
-        workload.addresses.iter().map(|address| (map_address(*address), peer)).collect()
+    fn place_address(&mut self, address: Address) -> Result<(), MapError> {
+        let owner = self.mesh.at(IpAddr::from(address.bytes()).to_canonical());
+        let peer = owner.map(|workload| {
+            let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
+            let meshed = if workload.meshed { Peer::MESHED } else { 0 };
+            let policies = self.policies.set_of(&workload);
+            Peer { workload: identity_of(&workload.uid()).0, flags: local | meshed, policies }
+        });
+        self.datapath.peers().set(address, peer)
     }
 
     /// The heartbeat that tells the kernel whether policies are in force, too.
     pub(in crate::app) fn beats_with(&mut self, heartbeat: Arc<Heartbeat>) {
         self.heartbeat = Some(heartbeat);
         self.tell_guarded();
+    }
+
+    /// Workloads that share this node's network have no proxy, and the kernel is to know.
+    pub(super) fn tell_of_hosts(&mut self, changed: &Changed) {
+        for workload in &changed.workloads {
+            let uid: Arc<str> = workload.uid().into();
+            let now = self.snapshot.workload(&uid);
+            let here = |workload: &&Arc<Workload>| *workload.node == *self.vantage.node;
+            let host = |workload: &Workload| workload.host_network || workload.addresses.is_empty();
+            match now.filter(here) {
+                Some(now) if host(now) => {
+                    self.proxy(&uid, Some(Proxy { flags: Proxy::HOST, ..Proxy::default() }));
+                }
+                Some(_) => {}
+                None if host(workload) && *workload.node == *self.vantage.node => self.proxy(&uid, None),
+                None => {}
+            }
+        }
     }
 
     /// Tells the kernel what the proxy has for a workload. What could not be told is tried again.

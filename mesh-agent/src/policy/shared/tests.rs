@@ -37,7 +37,7 @@ fn a_judgement_says_why() {
     let world = world(&[named(), allow]);
     let judged = judge(&world, 80);
     assert!(judged.allowed && judged.policy.as_deref() == Some("bank/allow") && judged.rule == Some(0));
-    assert_eq!(judge(&world, 81), refused(Cause::NoMatch, NO_MATCH, None));
+    assert_eq!(judge(&world, 81), refused(Cause::NoMatch, "bank/allow", None));
 }
 
 #[test]

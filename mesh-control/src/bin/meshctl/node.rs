@@ -1,7 +1,5 @@
 //! What an agent tells of its node, in tables. The data is passed on as it came.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use serde_json::Value;
 
 use crate::table::{Table, View};
@@ -76,10 +74,8 @@ pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
     for count in items(&data["counts"]) {
         counts.row(["policy", "side", "denials"].map(|name| text(count, name)));
     }
-    let mut last = Table::new(&["AGO", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE"]);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut last = Table::new(&["TIME", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE"]);
     for denial in items(&data["last"]) {
-        let at = Duration::from_millis(denial["unix_milliseconds"].as_u64().unwrap_or_default());
         // Who it is, as well as that is known: by its place in the mesh, by its identity, by its address.
         let who = |end: &Value| {
             let known = ["workload", "identity", "address"].map(|name| text(end, name));
@@ -87,7 +83,7 @@ pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
         };
         let (source, destination) = (&denial["source"], &denial["destination"]);
         last.row([
-            format!("{}s", now.saturating_sub(at).as_secs()),
+            text(denial, "time"),
             text(denial, "side"),
             who(source),
             who(destination),
