@@ -266,7 +266,13 @@ fn spoken(decision: Decision, policies: &[Policy], known: bool) -> (bool, String
         Decision::Deny { by: None } => (false, None, "denied: no rule of an ALLOW policy matches"),
         Decision::Deny { by } => (false, by, "denied by"),
     };
-    let policy = by.and_then(|by| policies.get(by.policy)).map(name).unwrap_or_default();
+    let asking = |policy: &&Policy| policy.action == mesh_common::policy::Action::Allow && !policy.dry_run;
+    let policy = match by {
+        Some(by) => policies.get(by.policy).map(name).unwrap_or_default(),
+        // All that could have allowed it.
+        None if !allowed => policies.iter().filter(asking).map(name).collect::<Vec<_>>().join(", "),
+        None => String::new(),
+    };
     let rule = by.and_then(|by| u32::try_from(by.rule).ok());
     (allowed, policy, rule, format!("{verdict}{}", if allowed { "" } else { whom }))
 }

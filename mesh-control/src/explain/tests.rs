@@ -127,9 +127,9 @@ fn policies_judge_by_the_identity_that_can_be_known() {
         ("n1", true, "shop/client", (true, name()), (false, name())),
         ("n2", true, "shop/client", (true, name()), (false, name())),
         // In plaintext nobody knows who it is.
-        ("n2", false, "shop/client", (false, String::new()), (true, String::new())),
-        ("n1", true, "none", (false, String::new()), (true, String::new())),
-        ("n1", true, "192.0.2.1", (false, String::new()), (true, String::new())),
+        ("n2", false, "shop/client", (false, name()), (true, String::new())),
+        ("n1", true, "none", (false, name()), (true, String::new())),
+        ("n1", true, "192.0.2.1", (false, name()), (true, String::new())),
     ] {
         for (action, wanted) in [(Action::Allow, allow), (Action::Deny, deny)] {
             let workloads = vec![workload("a", "n1", 1, true), client("client", node, meshed)];
