@@ -14,7 +14,7 @@ use mesh_common::abi;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use super::owner::Owner;
 use super::pods;
@@ -25,11 +25,15 @@ use crate::identity::{Certificates, spiffe_of};
 use crate::metrics;
 use crate::pods::figures::Figures;
 use crate::pods::host::{Denial, Event, Judge, Kernel, Original};
+use crate::pods::mesh::Mesh;
 use crate::pods::{Parts, Pods};
 use crate::policy::{self, Caller, NO_MATCH, NOT_ARRIVED, Refusal};
+use crate::proxy::tls::Revocations;
 use crate::snapshot::Workload;
 use crate::sockets::Sweeper;
 
+/// How often revocation lists are looked at.
+const REVOKED: Duration = Duration::from_secs(5);
 /// How often denials are read.
 const LOOK: Duration = Duration::from_millis(100);
 /// Denials that wait for the owner.
@@ -69,6 +73,11 @@ impl Proxies {
         let (events_sender, events) = mpsc::unbounded_channel();
         let (refused_sender, refused) = mpsc::channel(WAITING);
         let (told_sender, told) = mpsc::channel(WAITING);
+        let revocations = match &config.proxy.crl {
+            Some(path) => Revocations::read(path)
+                .map_err(|reason| anyhow::anyhow!("--crl: {}: {reason}", path.display()))?,
+            None => Revocations::none(),
+        };
         let pods = Pods::new(Parts {
             cgroups: config.datapath.cgroup_root.clone(),
             kernel: Arc::new(kernel),
@@ -76,6 +85,7 @@ impl Proxies {
             mesh: Arc::clone(&owner.mesh),
             certificates,
             protocols: config.proxy.protocols.clone(),
+            revocations: Arc::clone(&revocations),
             limits: config.proxy.limits,
             // What the owner has no time for is counted by the proxies all the same.
             denied: Arc::new(move |denial| drop(refused_sender.try_send(denial))),
@@ -83,6 +93,7 @@ impl Proxies {
         })
         .context("starting the node proxy")?;
         let ring = owner.datapath.denials()?;
+        tasks.spawn(look_for_revoked(revocations, Arc::clone(&owner.mesh)));
         tasks.spawn(beat(Arc::clone(&heartbeat)));
         tasks.spawn(read_denials(ring, told_sender));
         Ok(Self { pods, heartbeat, events, refused, told })
@@ -197,6 +208,30 @@ impl Kernel for KernelSide {
     fn unguard(&self, cookie: u64) {
         if let Err(error) = self.guard.unguard(cookie) {
             warn!(%error, "the program of a network namespace could not be taken out of force");
+        }
+    }
+}
+
+/// Reads the revocation lists again when they change.
+async fn look_for_revoked(revocations: Arc<Revocations>, mesh: Arc<Mesh>) {
+    let mut due = interval(REVOKED);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        let lists = Arc::clone(&revocations);
+        match tokio::task::spawn_blocking(move || lists.look()).await {
+            Ok(Some(outcome)) => {
+                match outcome {
+                    Ok(()) => info!("revocation lists read"),
+                    Err(reason) => {
+                        error!(reason, "--crl cannot be used: every certificate of a peer is refused");
+                    }
+                }
+                // Connections of those who are on it end.
+                mesh.bump();
+            }
+            // Nothing new, or the runtime ends.
+            Ok(None) | Err(_) => {}
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Flags of the node proxy.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,6 +16,10 @@ pub struct ProxyArgs {
     /// What tunnels to other nodes speak, the best first: stream (between agents of this mesh), hbone (ztunnel's)
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "stream,hbone")]
     pub tunnel_protocols: Vec<Protocol>,
+    /// Certificates of peers that were revoked: lists in PEM, or one in DER; read anew when the file changes. One that cannot be used refuses every
+    /// peer
+    #[arg(long, env = "MESH_CRL", value_name = "FILE")]
+    pub crl: Option<PathBuf>,
     /// Connections that a stopping agent lets end by themselves are reset after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub drain_timeout: f64,
@@ -46,6 +51,8 @@ pub struct ProxyArgs {
 pub struct ProxyConfig {
     /// What tunnels speak, the best first.
     pub protocols: Vec<Protocol>,
+    /// Revocation lists.
+    pub crl: Option<PathBuf>,
     /// How long a stopping agent waits for connections.
     pub drain_timeout: Duration,
     /// How long connections to an endpoint that has gone may go on.
@@ -86,6 +93,7 @@ impl ProxyArgs {
         }
         Ok(ProxyConfig {
             protocols,
+            crl: self.crl.clone(),
             drain_timeout: time("--drain-timeout", self.drain_timeout)?,
             endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
             limits: Limits {

@@ -31,7 +31,7 @@ use self::namespaces::Places;
 use crate::identity::{Certificates, spiffe_of};
 use crate::proxy::drain::Phase;
 use crate::proxy::limits::Limits;
-use crate::proxy::tls::{Configs, Protocol};
+use crate::proxy::tls::{Configs, Protocol, Revocations};
 use crate::sockets::Sweeper;
 
 /// What the proxies work with.
@@ -48,6 +48,8 @@ pub struct Parts {
     pub certificates: Arc<dyn Certificates>,
     /// What tunnels speak, the best first.
     pub protocols: Vec<Protocol>,
+    /// Certificates that were revoked.
+    pub revocations: Arc<Revocations>,
     /// What each side of a pod may use.
     pub limits: Limits,
     /// Told of denials.
@@ -86,13 +88,24 @@ pub struct Pods {
 impl Pods {
     /// None yet. To be called within the runtime.
     pub fn new(parts: Parts) -> std::io::Result<Self> {
-        let Parts { cgroups, kernel, judge, mesh, certificates, protocols, limits, denied, events } = parts;
+        let Parts {
+            cgroups,
+            kernel,
+            judge,
+            mesh,
+            certificates,
+            protocols,
+            revocations,
+            limits,
+            denied,
+            events,
+        } = parts;
         let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
         let shared = Arc::new(Shared {
             kernel,
             judge,
             mesh,
-            configs: Arc::new(Configs::offering(Arc::clone(&certificates), protocols)),
+            configs: Arc::new(Configs::offering(Arc::clone(&certificates), protocols).honouring(revocations)),
             certificates,
             limits,
             denied,

@@ -168,6 +168,7 @@ impl Node {
         let cgroups = Directory::new();
         let tell = Arc::clone(&denials);
         let parts = Parts {
+            revocations: crate::proxy::tls::Revocations::none(),
             cgroups: cgroups.path().to_owned(),
             kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,
             judge: Arc::clone(&judge) as Arc<dyn Judge>,

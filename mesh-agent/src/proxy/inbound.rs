@@ -18,7 +18,7 @@ use super::host::{Application, Inward, Outcome, Wanted};
 use super::limits::{Allowance, count};
 use super::relay::{self, Cut, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Message, Order, Reason, Request};
-use super::tls::{self, Configs, Protocol, Tls};
+use super::tls::{self, Configs, Protocol, Standing, Tls};
 use super::tunnel::{self, TunnelError};
 use crate::identity::SpiffeId;
 
@@ -146,9 +146,10 @@ async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box
     // In a box: what is needed to begin need not be kept for as long as the stream is open.
     let Some(begun) = Box::pin(begin(inbound, tls, peer, request)).await else { return false };
     let Begun { wanted, changed, application } = begun;
+    let standing = Some(tls.standing.clone());
     let relayed = tokio::select! {
         relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget) => Some(relayed),
-        () = revoked(inbound, &wanted, changed) => None,
+        () = revoked(inbound, &wanted, standing, changed) => None,
     };
     finish(inbound, &wanted, &application.tcp, relayed)
 }
@@ -169,7 +170,7 @@ async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<
         destination: canonical(request.destination),
     });
     let changed = inbound.host.changed();
-    let answer = if SystemTime::now() < tls.until {
+    let answer = if tls.may_begin() {
         answer(inbound, &wanted, tls.tcp.local_addr()).await
     } else {
         // The client makes a new tunnel, with a new certificate.
@@ -193,6 +194,7 @@ async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<
 /// Streams of HTTP/2, many at a time.
 async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Drain) {
     let (source, local, until) = (tls.peer.clone(), tls.tcp.local_addr().ok(), tls.until);
+    let standing = tls.standing.clone();
     let limits = inbound.allowance.limits;
     let mut server = match timeout(limits.handshake_timeout, hbone::Server::new(tls, limits.streams)).await {
         Ok(Ok(server)) => server,
@@ -213,19 +215,22 @@ async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Dr
                 Some(Err(_)) | None => return,
             },
         };
-        if SystemTime::now() >= until && !draining {
+        if standing.is_revoked() {
+            return;
+        }
+        if (SystemTime::now() >= until || !standing.is_current()) && !draining {
             server.drain();
             draining = true;
         }
-        let (inbound, source) = (Arc::clone(inbound), source.clone());
-        streams.spawn(async move { http2_stream(&inbound, incoming, source, peer, local).await });
+        let (inbound, source, standing) = (Arc::clone(inbound), source.clone(), standing.clone());
+        streams.spawn(async move { http2_stream(&inbound, incoming, (source, standing), peer, local).await });
     }
 }
 
 async fn http2_stream(
     inbound: &Inbound,
     incoming: Incoming,
-    source: SpiffeId,
+    (source, standing): (SpiffeId, Standing),
     peer: SocketAddr,
     local: Option<SocketAddr>,
 ) {
@@ -251,7 +256,7 @@ async fn http2_stream(
     };
     let relayed = tokio::select! {
         relayed = hbone::relay(&mut application.tcp, send, receive) => Some(relayed),
-        () = revoked(inbound, &wanted, changed) => None,
+        () = revoked(inbound, &wanted, Some(standing), changed) => None,
     };
     finish(inbound, &wanted, &application.tcp, relayed);
 }
@@ -268,7 +273,7 @@ async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit:
     };
     let relayed = tokio::select! {
         relayed = relay::plain(&application.tcp, &tcp, &inbound.allowance.budget) => Some(relayed),
-        () = revoked(&inbound, &wanted, changed) => None,
+        () = revoked(&inbound, &wanted, None, changed) => None,
     };
     if finish(&inbound, &wanted, &application.tcp, relayed) {
         end_on_drop(&tcp);
@@ -299,10 +304,17 @@ async fn answer(
     }
 }
 
-/// Waits until policy no longer lets a connection be. `changed` is from before the verdict that let it in.
-async fn revoked(inbound: &Inbound, wanted: &Wanted, mut changed: watch::Receiver<u64>) {
+/// Waits until policy no longer lets a connection be, or the client's certificate is revoked. `changed` is from before the verdict that let
+/// it in.
+async fn revoked(
+    inbound: &Inbound,
+    wanted: &Wanted,
+    standing: Option<Standing>,
+    mut changed: watch::Receiver<u64>,
+) {
     while changed.changed().await.is_ok() {
-        if inbound.host.permits(wanted).is_err() {
+        let distrusted = standing.as_ref().is_some_and(Standing::is_revoked);
+        if distrusted || inbound.host.permits(wanted).is_err() {
             return;
         }
     }
@@ -327,7 +339,13 @@ fn finish(
         }
         None => {
             count(&inbound.allowance.counts.revoked);
-            (Outcome::Cut(Moved::default(), "policy no longer permits it".to_owned()), false)
+            (
+                Outcome::Cut(
+                    Moved::default(),
+                    "policy no longer permits it, or its certificate was revoked".to_owned(),
+                ),
+                false,
+            )
         }
     };
     inbound.host.finished(wanted, &outcome);

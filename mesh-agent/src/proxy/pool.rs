@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::hbone::{Connection, Slot};
 use super::host::Endpoint;
@@ -48,7 +48,7 @@ impl Pool {
         loop {
             // The last used: the others then grow old, and go.
             let (mut tls, _since) = self.with(endpoint, |peer| peer.idle.pop())?;
-            if SystemTime::now() < tls.until && tunnel::is_fresh(&mut tls).await {
+            if tls.may_begin() && tunnel::is_fresh(&mut tls).await {
                 return Some(tls);
             }
         }
@@ -82,7 +82,7 @@ impl Pool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let idle: usize = peers.values().map(|peer| peer.idle.len()).sum();
         let peer = peers.entry(key(endpoint)).or_default();
-        let wanted = peer.idle.len() < peer.peak.max(1) && SystemTime::now() < tls.until;
+        let wanted = peer.idle.len() < peer.peak.max(1) && tls.may_begin();
         if wanted && idle < self.most_idle {
             peer.idle.push((tls, now));
             return true;
@@ -98,7 +98,7 @@ impl Pool {
             let surplus = peer.idle.len().saturating_sub(peer.peak.max(1));
             peer.idle.drain(..surplus);
             peer.idle.retain(|(tls, since)| {
-                now.saturating_duration_since(*since) < self.idle_timeout && SystemTime::now() < tls.until
+                now.saturating_duration_since(*since) < self.idle_timeout && tls.may_begin()
             });
             // One without streams goes after a sweep without use: others are made with the next stream.
             peer.http2

@@ -11,6 +11,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig, version};
 
 use super::peer::{PeerVerifier, Wanted};
+use super::revocation::{Lists, Revocations};
 use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
 
 /// Peers of one identity that a configuration is kept for; the next one empties the table, which costs handshakes, not
@@ -77,6 +78,7 @@ impl<C> Clone for Role<C> {
 /// The configurations made from one certificate.
 struct Made {
     serial: u64,
+    lists: Arc<Lists>,
     server: Role<ServerConfig>,
     clients: HashMap<SpiffeId, Role<ClientConfig>>,
 }
@@ -87,6 +89,7 @@ pub struct Configs {
     provider: Arc<CryptoProvider>,
     /// What a client offers, and a server takes, the best first.
     protocols: Vec<Protocol>,
+    revocations: Arc<Revocations>,
     made: Mutex<HashMap<SpiffeId, Made>>,
 }
 
@@ -105,7 +108,13 @@ impl Configs {
             ],
             ..aws_lc_rs::default_provider()
         };
-        Self { certificates, provider: Arc::new(provider), protocols, made: Mutex::default() }
+        let revocations = Revocations::none();
+        Self { certificates, provider: Arc::new(provider), protocols, revocations, made: Mutex::default() }
+    }
+
+    /// Honouring these revocation lists, as they are whenever a handshake is made.
+    pub fn honouring(self, revocations: Arc<Revocations>) -> Self {
+        Self { revocations, ..self }
     }
 
     /// For connections of `own` to `peer`.
@@ -115,7 +124,7 @@ impl Configs {
                 return Ok(role.clone());
             }
             // One for each peer, so that a session can be resumed only with whom it was begun.
-            let role = self.make_client(certificate, peer)?;
+            let role = self.make_client(certificate, peer, &made.lists)?;
             if made.clients.len() >= PEERS {
                 made.clients.clear();
             }
@@ -141,10 +150,12 @@ impl Configs {
     ) -> Result<T, ConfigError> {
         let certificate = self.certificates.current(own).ok_or_else(|| NoCertificate(own.clone()))?;
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let stale = made.get(own).is_none_or(|made| made.serial != certificate.serial);
-        if stale {
-            let server = self.make_server(own, &certificate)?;
-            made.insert(own.clone(), Made { serial: certificate.serial, server, clients: HashMap::new() });
+        let fresh = |made: &Made| made.serial == certificate.serial && !made.lists.is_replaced();
+        if !made.get(own).is_some_and(fresh) {
+            let lists = self.revocations.now();
+            let server = self.make_server(own, &certificate, &lists)?;
+            let serial = certificate.serial;
+            made.insert(own.clone(), Made { serial, lists, server, clients: HashMap::new() });
         }
         let made = made.get_mut(own).ok_or_else(|| NoCertificate(own.clone()))?;
         role(made, &certificate)
@@ -154,9 +165,14 @@ impl Configs {
         &self,
         certificate: &WorkloadCertificate,
         wanted: Wanted,
+        lists: &Arc<Lists>,
     ) -> Result<Arc<PeerVerifier>, ConfigError> {
         let roots = Arc::clone(&certificate.roots);
         let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&self.provider))
+            .with_crls(lists.lists.iter().cloned())
+            // An issuer without a list has revoked nothing; a list that is too old says nothing.
+            .allow_unknown_revocation_status()
+            .enforce_revocation_expiration()
             .build()
             .map_err(|error| ConfigError::Roots(error.to_string()))?;
         Ok(Arc::new(PeerVerifier {
@@ -164,6 +180,7 @@ impl Configs {
             roots: Arc::clone(&certificate.roots),
             clients,
             wanted,
+            lists: Arc::clone(lists),
         }))
     }
 
@@ -171,8 +188,9 @@ impl Configs {
         &self,
         certificate: &WorkloadCertificate,
         peer: &SpiffeId,
+        lists: &Arc<Lists>,
     ) -> Result<Role<ClientConfig>, ConfigError> {
-        let verifier = self.verifier(certificate, Wanted::Workload(peer.clone()))?;
+        let verifier = self.verifier(certificate, Wanted::Workload(peer.clone()), lists)?;
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&version::TLS13])?
             .dangerous()
@@ -189,8 +207,10 @@ impl Configs {
         &self,
         own: &SpiffeId,
         certificate: &WorkloadCertificate,
+        lists: &Arc<Lists>,
     ) -> Result<Role<ServerConfig>, ConfigError> {
-        let verifier = self.verifier(certificate, Wanted::TrustDomain(own.trust_domain().to_owned()))?;
+        let verifier =
+            self.verifier(certificate, Wanted::TrustDomain(own.trust_domain().to_owned()), lists)?;
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&version::TLS13])?
             .with_client_cert_verifier(Arc::<PeerVerifier>::clone(&verifier))

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 
 use super::configs::Protocol;
+use super::revocation::Standing;
 use super::session::{Reader, Writer};
 use crate::identity::SpiffeId;
 
@@ -22,8 +23,17 @@ pub struct Tls {
     pub peer: SpiffeId,
     /// Until when its certificate is valid; no stream may begin after that.
     pub until: SystemTime,
+    /// Whether its certificate is still one to trust; no stream may begin after that either.
+    pub standing: Standing,
     /// What is spoken.
     pub protocol: Protocol,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+}
+
+impl Tls {
+    /// Whether a stream may begin on it: the peer's certificate is valid, and nothing has been revoked since it was verified.
+    pub fn may_begin(&self) -> bool {
+        SystemTime::now() < self.until && self.standing.is_current()
+    }
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::net::{TcpListener, TcpStream};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Configs, HandshakeError, Protocol, Tls, accept, connect};
 use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
@@ -58,9 +59,33 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let root = params.self_signed(&key).unwrap().der().clone();
         Self { issuer: Issuer::new(params, key), root }
+    }
+
+    /// A list, in PEM, of these certificates.
+    pub(crate) fn revoke(&self, certificates: &[&WorkloadCertificate]) -> String {
+        let serial = |certificate: &&WorkloadCertificate| {
+            let leaf = certificate.certified.cert[0].as_ref();
+            let (_, parsed) = X509Certificate::from_der(leaf).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+                revocation_time: (SystemTime::now() - Duration::from_secs(60)).into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (SystemTime::now() - Duration::from_secs(60)).into(),
+            next_update: (SystemTime::now() + Duration::from_secs(3600)).into(),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(serial).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     pub(crate) fn issue(&self, wanted: &Wanted) -> WorkloadCertificate {

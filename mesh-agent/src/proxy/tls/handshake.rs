@@ -237,12 +237,13 @@ impl<E: End> Driver<E> {
         let chain = self.end.peer_certificates().unwrap_or_default();
         let (peer, until) = verifier.finished(chain, unix(SystemTime::now()))?;
         let until = UNIX_EPOCH + Duration::from_secs(until.unsigned_abs());
+        let standing = verifier.standing(chain);
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
         let (secrets, kernel) = self.end.finish()?;
         let (reader, writer) = split(&secrets, kernel)?;
         let mut received = self.received;
         received.drain(..self.given);
         received.shrink_to_fit();
-        Ok(Tls { tcp: self.tcp, reader, writer, received, peer, until, protocol, resumed })
+        Ok(Tls { tcp: self.tcp, reader, writer, received, peer, until, standing, protocol, resumed })
     }
 }

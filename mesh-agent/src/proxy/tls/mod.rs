@@ -9,6 +9,7 @@ mod handshake;
 mod io;
 mod peer;
 mod record;
+mod revocation;
 mod session;
 
 pub use configs::{ConfigError, Configs, NoCertificate, Protocol};
@@ -17,6 +18,7 @@ pub use handshake::{HandshakeError, accept, connect};
 pub use io::TlsIo;
 pub use peer::{NotTrusted, identity_of};
 pub use record::{HEADER, MAX_PLAINTEXT, OVERHEAD, RecordError};
+pub use revocation::{Revocations, Standing};
 pub use session::{Event, Reader, TlsError, Writer};
 
 #[cfg(any(test, fuzzing))]

@@ -15,6 +15,7 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::revocation::{Lists, Standing};
 use crate::identity::SpiffeId;
 
 /// Why a peer's certificate is refused, beside its chain.
@@ -87,9 +88,24 @@ pub(super) struct PeerVerifier {
     /// Chains of clients; it knows what a client certificate needs.
     pub(super) clients: Arc<dyn ClientCertVerifier>,
     pub(super) wanted: Wanted,
+    /// What was revoked when this was made.
+    pub(super) lists: Arc<Lists>,
 }
 
 impl PeerVerifier {
+    /// The peer's certificate, for when it is revoked later.
+    pub(super) fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
+        let none = CertificateDer::from_slice(&[]);
+        Standing::new(&self.lists, chain.first().unwrap_or(&none))
+    }
+
+    fn usable(&self) -> Result<(), Error> {
+        match self.lists.broken {
+            Some(_) => Err(Error::InvalidCertificate(CertificateError::UnknownRevocationStatus)),
+            None => Ok(()),
+        }
+    }
+
     fn names(&self, leaf: &CertificateDer<'_>) -> Result<SpiffeId, NotTrusted> {
         let found = identity_of(leaf)?;
         match &self.wanted {
@@ -147,6 +163,11 @@ impl ServerCertVerifier for PeerVerifier {
         let algorithms = self.provider.signature_verification_algorithms.all;
         let parsed = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        self.usable()?;
+        if !self.lists.is_empty() {
+            // A workload's certificate is for both roles, and this verifier knows the lists.
+            self.clients.verify_client_cert(leaf, intermediates, now)?;
+        }
         self.names(leaf)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -186,6 +207,7 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        self.usable()?;
         let verified = self.clients.verify_client_cert(leaf, intermediates, now)?;
         self.names(leaf)?;
         Ok(verified)

@@ -1,9 +1,12 @@
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::fixtures::{Authority, Pair, Wanted, client, id, server};
 use super::*;
+use crate::fixtures::Directory;
+use crate::identity::Certificates;
 
 /// The handshake must fail at the client, or at the server when the client has already finished.
 async fn refused(pair: &Pair) -> (Option<HandshakeError>, Option<HandshakeError>) {
@@ -279,4 +282,66 @@ async fn a_changed_handshake_fails_or_changes_nothing() {
         way.abort();
     }
     assert!(refused > 50, "{refused}");
+}
+
+/// Both ends honour the lists in a file that begins with nobody on it.
+fn revoking(pair: &mut Pair, folder: &Directory) -> (std::path::PathBuf, [Arc<Revocations>; 2]) {
+    let file = folder.path().join("crl.pem");
+    std::fs::write(&file, pair.authority.revoke(&[])).unwrap();
+    let lists = [Revocations::read(&file).unwrap(), Revocations::read(&file).unwrap()];
+    let configs = |held: &Arc<super::fixtures::Held>, lists: &Arc<Revocations>| {
+        let held: Arc<dyn Certificates> = Arc::<super::fixtures::Held>::clone(held);
+        Arc::new(Configs::new(held).honouring(Arc::clone(lists)))
+    };
+    pair.client = configs(&pair.client_held, &lists[0]);
+    pair.server = configs(&pair.server_held, &lists[1]);
+    (file, lists)
+}
+
+#[tokio::test]
+async fn a_revoked_peer_is_refused_by_either_end_and_its_tunnels_carry_no_more() {
+    for (revoked, looks) in [(client(), 1), (server(), 0)] {
+        let folder = Directory::new();
+        let mut pair = Pair::new();
+        let (file, lists) = revoking(&mut pair, &folder);
+        let (near, far) = pair.tunnel().await;
+        assert!(near.may_begin() && far.may_begin());
+        let held = if revoked == client() { &pair.client_held } else { &pair.server_held };
+        let certificate = held.current(&revoked).unwrap();
+        std::fs::write(&file, pair.authority.revoke(&[&certificate])).unwrap();
+        // Only the end that judges reads it, so that it is known who refuses.
+        assert_eq!(lists[looks].look(), Some(Ok(())));
+        assert_eq!(lists[looks].look(), None, "nothing has changed since");
+        let judging = if looks == 0 { &near } else { &far };
+        assert!(!judging.may_begin() && judging.standing.is_revoked(), "{revoked}");
+        let (client_failed, server_failed) = refused(&pair).await;
+        let error = if looks == 0 { client_failed } else { server_failed };
+        assert!(error.is_some_and(|error| error.to_string().contains("Revoked")), "{revoked}");
+        // Another certificate of the same workload is as good as any.
+        held.set(&revoked, pair.authority.issue(&Wanted::of(&revoked)));
+        let (near, far) = pair.tunnel().await;
+        assert!(near.may_begin() && far.may_begin());
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_cannot_be_used_refuses_everybody() {
+    let folder = Directory::new();
+    let mut pair = Pair::new();
+    let (file, lists) = revoking(&mut pair, &folder);
+    let (_near, far) = pair.tunnel().await;
+    std::fs::write(&file, "-----BEGIN X509 CRL-----\nnonsense\n-----END X509 CRL-----\n").unwrap();
+    assert!(matches!(lists[1].look(), Some(Err(_))));
+    assert!(!far.may_begin() && !far.standing.is_revoked());
+    assert!(refused(&pair).await.1.is_some());
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(lists[1].look(), Some(Err(_))));
+    assert!(refused(&pair).await.1.is_some());
+    std::fs::write(&file, pair.authority.revoke(&[])).unwrap();
+    assert_eq!(lists[1].look(), Some(Ok(())));
+    pair.tunnel().await;
+    for content in ["", "no list at all"] {
+        std::fs::write(&file, content).unwrap();
+        assert!(Revocations::read(&file).is_err(), "{content:?}");
+    }
 }

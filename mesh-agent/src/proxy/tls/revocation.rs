@@ -1,0 +1,155 @@
+//! Certificates that were revoked, by lists in a file (RFC 5280). A list that cannot be used refuses everybody, one that is missing for an issuer
+//! nobody: the same as in the control plane.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+/// The lists as the file has them now.
+#[derive(Debug)]
+pub struct Revocations {
+    path: Option<PathBuf>,
+    now: RwLock<Arc<Lists>>,
+}
+
+/// The lists as they were at a time, and those that came after.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    content: Option<Vec<u8>>,
+    pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
+    /// Why they cannot be used.
+    pub(super) broken: Option<String>,
+    revoked: HashSet<u64>,
+    next: OnceLock<Arc<Lists>>,
+}
+
+impl Revocations {
+    /// Nothing is revoked.
+    pub fn none() -> Arc<Self> {
+        Arc::new(Self { path: None, now: RwLock::default() })
+    }
+
+    /// By the lists in a file, in PEM or one in DER.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or its content not be used.
+    pub fn read(path: &Path) -> Result<Arc<Self>, String> {
+        let lists = Lists::of(std::fs::read(path).map_err(|error| error.to_string()));
+        match lists.broken {
+            Some(reason) => Err(reason),
+            None => Ok(Arc::new(Self { path: Some(path.to_owned()), now: RwLock::new(Arc::new(lists)) })),
+        }
+    }
+
+    /// Reads the file again. Whether it has changed, and if it cannot be used why.
+    pub fn look(&self) -> Option<Result<(), String>> {
+        let content = std::fs::read(self.path.as_ref()?).map_err(|error| error.to_string());
+        let former = self.now();
+        let same = match &content {
+            Ok(bytes) => former.content.as_ref() == Some(bytes),
+            Err(reason) => former.broken.as_ref() == Some(reason),
+        };
+        if same {
+            return None;
+        }
+        let lists = Arc::new(Lists::of(content));
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&lists);
+        let outcome = lists.broken.clone().map_or(Ok(()), Err);
+        // There is one writer, and so one successor.
+        let _first = former.next.set(lists);
+        Some(outcome)
+    }
+
+    pub(super) fn now(&self) -> Arc<Lists> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Lists {
+    fn of(content: Result<Vec<u8>, String>) -> Self {
+        let bytes = match content {
+            Ok(bytes) => bytes,
+            Err(reason) => return Self { broken: Some(reason), ..Self::default() },
+        };
+        match parse(&bytes) {
+            Ok((lists, revoked)) => Self { content: Some(bytes), lists, revoked, ..Self::default() },
+            Err(reason) => Self { content: Some(bytes), broken: Some(reason), ..Self::default() },
+        }
+    }
+
+    /// Whether there are others now.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.next.get().is_some()
+    }
+
+    /// Whether nothing is to be asked of them.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lists.is_empty() && self.broken.is_none()
+    }
+}
+
+/// A verified peer's certificate, for when it is revoked later.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    lists: Arc<Lists>,
+    leaf: u64,
+}
+
+impl Standing {
+    pub(super) fn new(lists: &Arc<Lists>, leaf: &CertificateDer<'_>) -> Self {
+        let leaf = X509Certificate::from_der(leaf)
+            .map_or(0, |(_, parsed)| number(parsed.issuer().as_raw(), parsed.raw_serial()));
+        Self { lists: Arc::clone(lists), leaf }
+    }
+
+    /// Whether the lists have not changed since it was verified. Else it has to be verified anew before anything begins.
+    pub fn is_current(&self) -> bool {
+        !self.lists.is_replaced()
+    }
+
+    /// Whether it has been revoked meanwhile.
+    pub fn is_revoked(&self) -> bool {
+        let mut lists = &self.lists;
+        while let Some(next) = lists.next.get() {
+            lists = next;
+        }
+        lists.revoked.contains(&self.leaf)
+    }
+}
+
+type Parsed = (Vec<CertificateRevocationListDer<'static>>, HashSet<u64>);
+
+fn parse(bytes: &[u8]) -> Result<Parsed, String> {
+    let lists = if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
+        let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(bytes).collect();
+        found.map_err(|error| error.to_string())?
+    } else {
+        vec![CertificateRevocationListDer::from(bytes.to_vec())]
+    };
+    if lists.is_empty() {
+        return Err("holds no revocation list".to_owned());
+    }
+    let mut revoked = HashSet::new();
+    for list in &lists {
+        let (_, parsed) = CertificateRevocationList::from_der(list.as_ref())
+            .map_err(|error| format!("a revocation list cannot be read: {error}"))?;
+        let issuer = parsed.tbs_cert_list.issuer.as_raw();
+        revoked.extend(parsed.iter_revoked_certificates().map(|one| number(issuer, one.raw_serial())));
+    }
+    Ok((lists, revoked))
+}
+
+/// What a certificate is called here: two of them share a number with a chance of one in 10¹⁹.
+fn number(issuer: &[u8], serial: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // Leading zeros are how the number is written.
+    let serial = serial.iter().skip_while(|byte| **byte == 0).collect::<Vec<_>>();
+    (issuer, serial).hash(&mut hasher);
+    hasher.finish()
+}
