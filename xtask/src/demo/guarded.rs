@@ -88,7 +88,10 @@ pub(super) fn who_may_pay(shop: &Shop) -> Result<()> {
         ensure!(denials["last"].as_array().is_some_and(|all| !all.is_empty()), "{denials}");
         Ok(())
     })?;
-    ask(shop, &["node", "denials"])
+    println!("\n$ meshctl node denials | head -n 8");
+    let output = meshctl(shop, &["node", "denials"])?;
+    output.lines().take(8).for_each(|line| println!("{line}"));
+    Ok(())
 }
 
 pub(super) fn plaintext_is_refused(shop: &Shop) -> Result<()> {
@@ -145,8 +148,12 @@ fn hex(bytes: &[u8]) -> String {
 
 fn ask(shop: &Shop, command: &[&str]) -> Result<()> {
     println!("\n$ meshctl {}", command.join(" "));
+    print!("{}", meshctl(shop, command)?);
+    Ok(())
+}
+
+fn meshctl(shop: &Shop, command: &[&str]) -> Result<String> {
     let output = shop.agents[0].meshctl(command)?;
     ensure!(output.status.success(), "meshctl: {}", String::from_utf8_lossy(&output.stderr));
-    print!("{}", String::from_utf8_lossy(&output.stdout));
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
