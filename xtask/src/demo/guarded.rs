@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_harness::capture::Segment;
-use mesh_harness::manifest::{authorization_policy, peer_authentication};
+use mesh_harness::manifest::peer_authentication;
 use mesh_harness::report::Attempts;
 use mesh_harness::{Capture, Pod, Service, peer, until};
-use serde_json::json;
 
 use super::shop::Shop;
 use super::story::{chapter, show};
@@ -17,6 +16,18 @@ use super::story::{chapter, show};
 const TUNNEL: u16 = 15008;
 /// How long a change may take to reach the kernel of both nodes.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const ONLY_STOREFRONT: &str = "\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-storefront, namespace: default}
+spec:
+  selector: {matchLabels: {app: payments}}
+  action: ALLOW
+  rules:
+  - from:
+    - source: {principals: [cluster.local/ns/default/sa/storefront]}
+";
 
 pub(super) fn what_crosses_the_cable(shop: &Shop) -> Result<()> {
     chapter("What crosses the cable between the nodes");
@@ -38,7 +49,7 @@ pub(super) fn what_crosses_the_cable(shop: &Shop) -> Result<()> {
     let data = record(23).context("no TLS record crossed the cable")?;
     println!("  a TLS handshake, {} → {}:", hello.source, hello.destination);
     println!("      {}", hex(&hello.payload));
-    println!("  what the application sent and got, {} → {}:", data.source, data.destination);
+    println!("  and from then on such records, both certificates in the first of them:");
     println!("      {}", hex(&data.payload));
     let found = occurrences(&segments, &server.name);
     println!(
@@ -61,10 +72,8 @@ pub(super) fn who_may_pay(shop: &Shop) -> Result<()> {
     chapter("Only storefront may reach payments");
     let payments = Service { affinity_seconds: None, ..shop.payments.service.clone() };
     shop.cluster.manifests().put_service(&payments)?;
-    let only = json!({"from": [{"source": {"principals": ["cluster.local/ns/default/sa/storefront"]}}]});
-    let policy = authorization_policy("default", "only-storefront", Some("payments"), "ALLOW", &[only]);
-    println!("{policy:#}");
-    shop.cluster.manifests().put("only-storefront", &[policy])?;
+    print!("{ONLY_STOREFRONT}");
+    shop.cluster.manifests().put_text("only-storefront", ONLY_STOREFRONT)?;
     let (near, far) = (&shop.cart.pods[0].0, &shop.cart.pods[1].0);
     for pod in [near, far] {
         until("payments refuses cart", PATIENCE, || {
