@@ -49,7 +49,7 @@ pub(super) fn what_crosses_the_cable(shop: &Shop) -> Result<()> {
     let data = record(23).context("no TLS record crossed the cable")?;
     println!("  a TLS handshake, {} → {}:", hello.source, hello.destination);
     println!("      {}", hex(&hello.payload));
-    println!("  and from then on such records, both certificates in the first of them:");
+    println!("  and from then on only such records, the certificates encrypted as well:");
     println!("      {}", hex(&data.payload));
     let found = occurrences(&segments, &server.name);
     println!(
@@ -63,7 +63,10 @@ pub(super) fn what_crosses_the_cable(shop: &Shop) -> Result<()> {
     ensure!(seen.seen_as.len() == 1 && saw.contains(&own.to_string()), "{:?} instead of {own}", seen.seen_as);
     let (_, segments) = tapped(shop, &outsider, &to)?;
     let found = occurrences(&segments, &server.name);
-    println!("The same from a pod outside the mesh: {:?} is seen {found} times", server.name);
+    println!(
+        "The same from a pod outside the mesh: {:?} is seen {found} times (each answer on both ends)",
+        server.name
+    );
     ensure!(found > 0, "the tap saw nothing");
     Ok(())
 }
