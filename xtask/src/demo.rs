@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: two nodes, a control plane and a small shop on this machine, and what the mesh does for it.
 
+mod guarded;
 mod shop;
 mod story;
 

@@ -1,10 +1,13 @@
 //! The shop: who runs where, and which services they form.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mesh_harness::process::Process;
-use mesh_harness::{Agent, Algorithm, Cluster, Control, Node, Pod, Service, peer};
+use mesh_harness::{Agent, Algorithm, Cluster, Control, Node, Pod, Service, peer, until};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Everything that runs. Fields go in order, agents before the cluster.
 pub(super) struct Shop {
@@ -39,7 +42,10 @@ impl App {
                 "UDP" => peer::udp_echo(&pod, &pod.name, port.target)?,
                 _ => peer::tcp_echo(&pod, &pod.name, port.target)?,
             };
-            cluster.manifests().put_pods([&*pod])?;
+            // Policies choose pods by their labels, and those of a service have one in common.
+            let mut manifest = pod.manifest();
+            manifest["metadata"]["labels"]["app"] = service.name.as_str().into();
+            cluster.manifests().put(&format!("pod-{}", pod.name), &[manifest])?;
             pods.push((pod, server));
         }
         let service = service.pods(pods.iter().map(|(pod, _)| &**pod));
@@ -61,7 +67,7 @@ impl App {
 }
 
 impl Shop {
-    /// Starts it all, and waits until the kernel of both nodes has every service.
+    /// Starts it all, and waits until the kernel of both nodes has every service, and mutual TLS is between them.
     pub(super) fn open(keep: bool) -> Result<Self> {
         let cluster = if keep { Cluster::start_to_keep()? } else { Cluster::start()? };
         let nodes = vec![cluster.node("zone-a")?, cluster.node("zone-b")?];
@@ -76,7 +82,9 @@ impl Shop {
         let payments = App::new(on, Service { affinity_seconds: Some(600), ..payments }, &[0, 1])?;
         let names = Service::new("names", [10, 96, 0, 53]).udp(53, 5353);
         let names = App::new(on, names, &[0, 1])?;
-        let storefront = nodes[0].pod("storefront")?;
+        let mut storefront = nodes[0].plan("storefront");
+        storefront.service_account = "storefront".to_owned();
+        let storefront = storefront.start()?;
         cluster.manifests().put_pods([&*storefront])?;
         let agents = nodes.iter().map(Node::agent).collect::<Result<Vec<_>>>()?;
         agents[0].wait_for_workloads(&["storefront"])?;
@@ -87,6 +95,32 @@ impl Shop {
                 agent.wait_for_backends(&app.at(), &backends)?;
             }
         }
-        Ok(Self { agents, control, storefront, cart, catalog, payments, names, nodes, cluster })
+        let shop = Self { agents, control, storefront, cart, catalog, payments, names, nodes, cluster };
+        shop.wait_until_carried()?;
+        Ok(shop)
+    }
+
+    /// Its services.
+    pub(super) fn apps(&self) -> [&App; 4] {
+        [&self.cart, &self.catalog, &self.payments, &self.names]
+    }
+
+    /// Waits until what leaves node-1 goes under mutual TLS: both ends have their certificates, and each node knows that the other's agent
+    /// has joined.
+    pub(super) fn wait_until_carried(&self) -> Result<()> {
+        for agent in &self.agents {
+            let here = |pod: &&Pod| pod.node().name() == agent.node().name();
+            let pods = self.apps().into_iter().flat_map(|app| &app.pods).map(|(pod, _)| pod);
+            let names: Vec<_> =
+                pods.chain([&self.storefront]).filter(here).map(|pod| pod.name.as_str()).collect();
+            agent.wait_for_proxies(&names)?;
+        }
+        let far = self.catalog.pods[2].0.address(9000);
+        until("connections to node-2 are carried under mutual TLS", PATIENCE, || {
+            let before = self.agents[0].reason("proxied")?;
+            let seen = peer::connect(&self.storefront, &far).run()?;
+            ensure!(self.agents[0].reason("proxied")? > before && seen.failed.is_empty(), "{seen:?}");
+            Ok(())
+        })
     }
 }

@@ -8,18 +8,26 @@ use mesh_harness::report::Attempts;
 use mesh_harness::{Endpoint, peer};
 
 use super::shop::{App, Shop};
-use super::short;
+use super::{guarded, short};
+
+/// How finely is looked at what becomes of a dead proxy's connections.
+const STEP: Duration = Duration::from_millis(150);
+/// Far longer than a dead proxy can seem alive.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn tell(shop: &mut Shop) -> Result<()> {
     opening(shop);
     spread(shop)?;
+    guarded::what_crosses_the_cable(shop)?;
     an_endpoint_goes(shop)?;
     a_service_changes(shop)?;
+    guarded::who_may_pay(shop)?;
+    guarded::plaintext_is_refused(shop)?;
     the_agent_is_killed(shop)?;
     what_can_be_seen(shop)
 }
 
-fn chapter(title: &str) {
+pub(super) fn chapter(title: &str) {
     println!("\n━━ {title} {}", "━".repeat(90_usize.saturating_sub(title.chars().count())));
 }
 
@@ -27,8 +35,7 @@ fn opening(shop: &Shop) {
     chapter("The shop");
     for node in &shop.nodes {
         println!("{} in {}, {}", node.name(), node.zone(), node.addresses()[0]);
-        let pods =
-            [&shop.cart, &shop.catalog, &shop.payments, &shop.names].into_iter().flat_map(|app| &app.pods);
+        let pods = shop.apps().into_iter().flat_map(|app| &app.pods);
         let here =
             pods.map(|(pod, _)| pod).chain([&shop.storefront]).filter(|pod| pod.node().name() == node.name());
         for pod in here {
@@ -36,7 +43,10 @@ fn opening(shop: &Shop) {
         }
     }
     println!(
-        "No sidecar, no iptables rule, no proxy: storefront's connect() itself goes to the right place."
+        "No sidecar, no iptables rule, nothing in the pods: storefront's connect() itself goes to the right place."
+    );
+    println!(
+        "What stays on a node meets no proxy; what goes to the other one goes through the node's agent, by mutual TLS."
     );
 }
 
@@ -95,22 +105,47 @@ fn a_service_changes(shop: &Shop) -> Result<()> {
 
 fn the_agent_is_killed(shop: &mut Shop) -> Result<()> {
     chapter("The agent of node-1 is killed, while storefront keeps connecting");
-    let running = peer::connect(&shop.storefront, &shop.catalog.at()).concurrency(2).count(0).start()?;
-    std::thread::sleep(Duration::from_millis(200));
+    let pid = shop.agents[0].pid();
     shop.agents[0].process().kill()?;
     println!(
-        "kill -9 {}: nothing reads the kernel's maps now, and they go on being used",
-        shop.agents[0].pid()
+        "kill -9 {pid}: nothing reads the kernel's maps now, and they go on being used. What was led to the"
     );
-    std::thread::sleep(Duration::from_millis(700));
+    println!("agent's proxy is refused until its heartbeat has run out, less than a second later:");
+    let (began, mut refused) = (Instant::now(), true);
+    while refused {
+        let at = began.elapsed().as_millis();
+        let seen = peer::connect(&shop.storefront, &shop.catalog.at()).duration(STEP).run()?;
+        let of = |name| seen.of(name);
+        println!(
+            "  from {at:>4} ms: catalog-1 {:>4}, catalog-3 {:>4}, refused {:>4}",
+            of("catalog-1"),
+            of("catalog-3"),
+            seen.failed_total()
+        );
+        refused = seen.failed_total() > 0;
+        ensure!(!refused || began.elapsed() < PATIENCE, "it does not end: {:?}", seen.failed);
+    }
+    println!("\nAfter that catalog-3, on the other node, is reached without TLS, since no policy guards it:");
+    let catalog = peer::connect(&shop.storefront, &shop.catalog.at()).count(300).run()?;
+    show("catalog", "storefront", &catalog)?;
+    println!("\npayments is guarded by policy. payments-1 is on this node, where the kernel decides;");
+    println!("payments-2 is not, and without a certificate nobody gets there:");
+    let seen = peer::connect(&shop.storefront, &shop.payments.at()).count(300).run()?;
+    attempts("payments", &seen);
+    let (near, refused) = (seen.of("payments-1"), seen.failed.get("ECONNREFUSED").copied().unwrap_or(0));
+    ensure!(
+        near > 0 && refused > 0 && near + refused == seen.attempts,
+        "payments was to be half there: {seen:?}"
+    );
+
+    let running = peer::connect(&shop.storefront, &shop.catalog.at()).concurrency(2).count(0).start()?;
     let began = Instant::now();
     shop.agents[0] = shop.nodes[0].agent()?;
-    println!("a new agent is ready after {:.0?}, and has adopted what it found", began.elapsed());
-    std::thread::sleep(Duration::from_millis(200));
-    let seen = running.finish()?;
-    show("catalog, all through that", "storefront", &seen)?;
-    println!("  {} of {} connects failed", seen.failed_total(), seen.attempts);
-    Ok(())
+    println!("\na new agent is ready after {:.1?}, and has adopted what it found", began.elapsed());
+    shop.wait_until_carried()?;
+    println!("what goes to node-2 goes by mutual TLS again {:.1?} after its start", began.elapsed());
+    show("catalog, all through that", "storefront", &running.finish()?)?;
+    show("payments", "storefront", &peer::connect(&shop.storefront, &shop.payments.at()).count(300).run()?)
 }
 
 fn what_can_be_seen(shop: &Shop) -> Result<()> {
@@ -121,6 +156,7 @@ fn what_can_be_seen(shop: &Shop) -> Result<()> {
         &["get", "endpoints"],
         &["node", "services"],
         &["node", "workloads"],
+        &["node", "certificates"],
         &["node", "stats"],
     ] {
         println!("\n$ meshctl {}", command.join(" "));
@@ -149,17 +185,31 @@ fn ask(shop: &Shop, app: &App, note: &str) -> Result<()> {
     show(&format!("{}, {} ({note})", app.service.name, app.at()), "storefront", &seen)
 }
 
-fn show(what: &str, from: &str, seen: &Attempts) -> Result<()> {
+/// Shows who answered; nothing may have failed.
+pub(super) fn show(what: &str, from: &str, seen: &Attempts) -> Result<()> {
+    println!();
+    told(what, from, seen);
+    ensure!(seen.failed.is_empty(), "failures: {:?} {:?}", seen.failed, seen.failures);
+    Ok(())
+}
+
+/// Shows who answered, and what failed.
+fn attempts(what: &str, seen: &Attempts) {
+    told(what, "storefront", seen);
+    for (error, count) in &seen.failed {
+        println!("  {error:<12} {count:>6}");
+    }
+}
+
+fn told(what: &str, from: &str, seen: &Attempts) {
     println!(
-        "\n{from} → {what}: {} in {:.2} s, median {:.0} µs",
+        "{from} → {what}: {} in {:.2} s, median {:.0} µs",
         seen.attempts, seen.elapsed_s, seen.whole.p50_us
     );
     for (name, count) in &seen.by_name {
         let bar = "█".repeat((seen.share(name) * 40.0).round() as usize);
         println!("  {name:<12} {count:>6}  {bar}");
     }
-    ensure!(seen.failed.is_empty(), "failures: {:?} {:?}", seen.failed, seen.failures);
-    Ok(())
 }
 
 /// Commands to try in what keeps running.
@@ -179,6 +229,8 @@ pub(super) fn invite(shop: &Shop, programs: &Path) {
     println!("{inside} bash");
     println!("# the control plane, and the kernel of node-1:");
     println!("{meshctl} get services\n{meshctl} status\n{meshctl} node stats -o yaml");
+    println!("# who may, and who may not, and who was refused:");
+    println!("{meshctl} explain --from default/cart-1 --to default/payments:443\n{meshctl} node denials");
     println!("# change a service, and watch it take effect:");
     println!("$EDITOR {}/service-catalog.yaml", shop.cluster.manifests().dir().display());
     println!("nsenter --net=/run/netns/{id}-node-1 curl -s http://127.0.0.1:15020/metrics");
