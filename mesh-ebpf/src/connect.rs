@@ -117,7 +117,7 @@ fn meshed(ctx: &SockAddrContext, socket: Option<&Socket>, choice: &Choice, peer:
             return;
         }
         Path::Local if workload != 0 || source.netns == node.netns => way.flags = Socket::CALLER,
-        Path::Local => {}
+        Path::Local => way.flags = Socket::CALLER | Socket::STRANGER,
         Path::Fallback(reason) => way.reason = reason,
         Path::Proxied => {
             way.flags = Socket::PROXIED;

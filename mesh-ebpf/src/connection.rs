@@ -75,7 +75,9 @@ fn watch(ctx: &SockOpsContext) {
         tell_proxy(ctx, socket);
     } else if socket.flags & Socket::CALLER != 0 {
         let key = CallerKey { source: local(ctx), destination: remote(ctx) };
-        if CALLERS.insert(&key, &Caller { workload: socket.workload }, u64::from(BPF_ANY)).is_err() {
+        let stranger = socket.flags & Socket::STRANGER != 0;
+        let workload = if stranger { Caller::STRANGER } else { socket.workload };
+        if CALLERS.insert(&key, &Caller { workload }, u64::from(BPF_ANY)).is_err() {
             count::reason(Reason::CallersLost);
         }
     }

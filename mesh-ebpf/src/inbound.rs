@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::abi::{CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason, Verdict};
+use mesh_common::abi::{Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason, Verdict};
 
 use crate::{
     address::{pick, words},
@@ -71,8 +71,10 @@ fn judge(lookup: *mut bpf_sk_lookup) -> Action {
     let (workload, verdict) = match caller {
         // The node itself: a kubelet's probe.
         Some(caller) if caller.workload == 0 => return Action::Admitted,
-        Some(caller) => (caller.workload, policy::of_workload(caller.workload, peer, &destination)),
-        None => (0, policy::of_address(source.address(), peer, port)),
+        Some(caller) if caller.workload != Caller::STRANGER => {
+            (caller.workload, policy::of_workload(caller.workload, peer, &destination))
+        }
+        Some(_) | None => (0, policy::of_address(source.address(), peer, port)),
     };
     match verdict {
         Some(verdict) if verdict.allows() => Action::Admitted,

@@ -52,7 +52,9 @@ pub(super) struct Owner {
     complained: BTreeSet<u64>,
     /// Workloads whose addresses the kernel does not have as it should.
     unplaced: BTreeSet<Box<str>>,
-    /// What the proxies have for workloads, where the kernel does not have it as it should.
+    /// What the proxies have for workloads.
+    proxies: BTreeMap<Arc<str>, Proxy>,
+    /// The same, where the kernel does not have it as it should.
     untold: BTreeMap<Arc<str>, Option<Proxy>>,
     /// What the proxies are told of services and workloads.
     pub(super) mesh: Arc<Mesh>,
@@ -104,6 +106,7 @@ impl Owner {
             waiting: BTreeMap::new(),
             complained: BTreeSet::new(),
             unplaced: BTreeSet::new(),
+            proxies: BTreeMap::new(),
             untold: BTreeMap::new(),
             mesh,
             heartbeat: None,

@@ -219,19 +219,16 @@ async fn look_for_revoked(revocations: Arc<Revocations>, mesh: Arc<Mesh>) {
     loop {
         due.tick().await;
         let lists = Arc::clone(&revocations);
-        match tokio::task::spawn_blocking(move || lists.look()).await {
-            Ok(Some(outcome)) => {
-                match outcome {
-                    Ok(()) => info!("revocation lists read"),
-                    Err(reason) => {
-                        error!(reason, "--crl cannot be used: every certificate of a peer is refused");
-                    }
+        // An error: the runtime ends.
+        if let Ok(Some(outcome)) = tokio::task::spawn_blocking(move || lists.look()).await {
+            match outcome {
+                Ok(()) => info!("revocation lists read"),
+                Err(reason) => {
+                    error!(reason, "--crl cannot be used: every certificate of a peer is refused");
                 }
-                // Connections of those who are on it end.
-                mesh.bump();
             }
-            // Nothing new, or the runtime ends.
-            Ok(None) | Err(_) => {}
+            // Connections of those who are on it end.
+            mesh.bump();
         }
     }
 }

@@ -97,7 +97,8 @@ fn tcp_labels(of: &Connections) -> [&str; 12] {
         unknown(&of.destination.workload),
         unknown(&of.destination.namespace),
         "tcp",
-        "none",
+        // As Istio has it at the source, which does not see what is carried how.
+        "unknown",
         if of.response_flags.is_empty() { "-" } else { &of.response_flags },
     ]
 }

@@ -72,13 +72,16 @@ impl Places {
     /// is the workload's: what it or its children made for themselves came later.
     pub fn look(&self, cgroups: &[PathBuf]) -> Look {
         let members = self.members(cgroups);
-        let hidden = members.contains(&0);
-        // Who has ended since is left out.
-        let mut all: Vec<(u32, Inode)> = members
-            .into_iter()
-            .filter(|process| *process != 0)
-            .filter_map(|process| Some((process, Inode::of(&fs::metadata(self.namespace(process)).ok()?))))
-            .collect();
+        let mut hidden = members.contains(&0);
+        let mut all: Vec<(u32, Inode)> = Vec::new();
+        for process in members.into_iter().filter(|process| *process != 0) {
+            match fs::metadata(self.namespace(process)) {
+                Ok(found) => all.push((process, Inode::of(&found))),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => hidden = true,
+                // It has ended since.
+                Err(_) => {}
+            }
+        }
         if all.iter().any(|(_, inode)| *inode != all[0].1) {
             all.sort_by_cached_key(|(process, _)| self.started(*process).unwrap_or(u64::MAX));
         }

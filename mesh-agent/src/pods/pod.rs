@@ -129,10 +129,12 @@ impl Pod {
                 Look::Hidden => {
                     if !self.shared.complained.swap(true, Relaxed) {
                         error!(
-                            "the processes of this node's workloads cannot be seen: run the agent in the node's process namespace (hostPID: true)"
+                            "the processes of this node's workloads cannot be seen: run the agent in the node's process namespace (hostPID: true) and with CAP_SYS_PTRACE"
                         );
                     }
-                    self.state(State::Failed("its processes cannot be seen without hostPID".to_owned()));
+                    self.state(State::Failed(
+                        "its processes cannot be seen without hostPID and CAP_SYS_PTRACE".to_owned(),
+                    ));
                     RETRY
                 }
             };

@@ -18,11 +18,11 @@ pub struct Capability {
 }
 
 /// All that the agent needs. Found on Linux 6.18 by leaving them out one by one: without CAP_BPF the first map is refused,
-/// without CAP_NET_ADMIN the first program, without CAP_PERFMON the verifier's pointer rules refuse `connection`. With these
-/// three everything loads, attaches and is pinned, also for a user other than root who owns the bpffs. Not among them:
-/// CAP_SYS_ADMIN (needed before 5.8), CAP_SYS_RESOURCE (map memory is charged to the cgroup since 5.11),
+/// without CAP_NET_ADMIN the first program, without CAP_PERFMON the verifier's pointer rules refuse `connection`, without CAP_SYS_PTRACE
+/// no pod's network namespace is found, without CAP_SYS_ADMIN none is entered. With these everything works, also for a user
+/// other than root who owns the bpffs. Not among them: CAP_SYS_RESOURCE (map memory is charged to the cgroup since 5.11),
 /// CAP_DAC_READ_SEARCH (anybody may read the cgroup tree).
-pub const CAPABILITIES: [Capability; 3] = [
+pub const CAPABILITIES: [Capability; 5] = [
     Capability { name: "CAP_BPF", bit: 39, purpose: "to load programs and create maps" },
     Capability {
         name: "CAP_NET_ADMIN",
@@ -34,6 +34,8 @@ pub const CAPABILITIES: [Capability; 3] = [
         bit: 38,
         purpose: "for the verifier to accept the pointer arithmetic of compiled programs",
     },
+    Capability { name: "CAP_SYS_PTRACE", bit: 19, purpose: "to find the network namespaces of pods" },
+    Capability { name: "CAP_SYS_ADMIN", bit: 21, purpose: "to enter the network namespaces of pods" },
 ];
 
 /// What the checks are about.

@@ -13,11 +13,14 @@ pub(super) fn probe() -> Vec<(&'static str, Result<bool, String>)> {
         ("map percpu_hash", MapType::PerCpuHash),
         ("map percpu_array", MapType::PerCpuArray),
         ("map sk_storage", MapType::SkStorage),
+        ("map lpm_trie", MapType::LpmTrie),
+        ("map ringbuf", MapType::RingBuf),
     ];
     let programs = [
         ("program cgroup/sock_create", ProgramType::CgroupSock),
         ("program cgroup/sock_addr", ProgramType::CgroupSockAddr),
         ("program sock_ops", ProgramType::SockOps),
+        ("program sk_lookup", ProgramType::SkLookup),
     ];
     let helpers = [
         (
@@ -42,6 +45,8 @@ pub(super) fn probe() -> Vec<(&'static str, Result<bool, String>)> {
             ProgramType::CgroupSockAddr,
             BpfHelper::BPF_FUNC_get_netns_cookie,
         ),
+        ("bpf_get_netns_cookie in sock_ops", ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
+        ("bpf_ringbuf_output in sk_lookup", ProgramType::SkLookup, BpfHelper::BPF_FUNC_ringbuf_output),
         (
             "bpf_get_socket_cookie in cgroup/sock_addr",
             ProgramType::CgroupSockAddr,

@@ -19,7 +19,7 @@ fn good() -> Facts {
         btf: true,
         cgroup_root: ("/sys/fs/cgroup".into(), Some("cgroup2".to_owned())),
         pin_path: ("/sys/fs/bpf/mesh".into(), Some("bpf".to_owned())),
-        capabilities: Some(1 << 39 | 1 << 12 | 1 << 38),
+        capabilities: Some(1 << 39 | 1 << 12 | 1 << 38 | 1 << 19 | 1 << 21),
         features: vec![("map hash", Ok(true))],
     }
 }

@@ -1,6 +1,7 @@
 //! The loop that takes connections from a listener.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) async fn serve<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
+    // What is accepted inherits it, which saves five system calls for each connection.
+    prepare(&listener);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -40,7 +43,6 @@ pub(super) async fn serve<F>(
                     reset_on_drop(&tcp);
                     continue;
                 };
-                prepare(&tcp);
                 // The permit goes in, since a future around another would be twice as large.
                 connections.spawn(each(tcp, peer, permit));
             }
@@ -61,9 +63,9 @@ pub(super) async fn serve<F>(
     connections.shutdown().await;
 }
 
-/// What every socket of the proxy is: small writes go at once, dead peers are noticed.
-pub(super) fn prepare(tcp: &TcpStream) {
-    let socket = SockRef::from(tcp);
+/// What every socket of the proxy is that leads out of the pod: small writes go at once, dead peers are noticed.
+pub(super) fn prepare(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
     let probes = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(9);
     // They fail only for a connection that has failed itself, which the next read says.
     drop(socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&probes)));

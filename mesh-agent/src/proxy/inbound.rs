@@ -294,7 +294,8 @@ async fn answer(
     inbound.host.permits(wanted).map_err(|_denied| Reason::Policy)?;
     match timeout(inbound.allowance.limits.connect_timeout, inbound.host.dial(wanted)).await {
         Ok(Ok(application)) => {
-            accept::prepare(&application.tcp);
+            // It does not leave the pod, so nobody at its other end can vanish unseen. An error is the next read's.
+            drop(application.tcp.set_nodelay(true));
             // Unless it ends in order, whichever way it ends.
             reset_on_drop(&application.tcp);
             Ok(application)

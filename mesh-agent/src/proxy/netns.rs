@@ -173,9 +173,7 @@ fn fill(ahead: &Mutex<Ahead>, domain: Domain) {
 }
 
 fn make(domain: Domain) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 /// The cookie of the namespace that the calling thread is in.

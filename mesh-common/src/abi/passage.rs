@@ -47,10 +47,15 @@ const _: () = assert!(size_of::<CallerKey>() == 40);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Caller {
-    /// Identity of the workload; 0: a process of the node itself, a kubelet's probe for example.
+    /// Identity of the workload; 0: a process of the node itself, a kubelet's probe for example; [`Caller::STRANGER`].
     pub workload: u64,
 }
 const _: () = assert!(size_of::<Caller>() == 8);
+
+impl Caller {
+    /// A process of a pod that is no workload. It is noted, so that nobody is taken for whoever had its address and port before.
+    pub const STRANGER: u64 = u64::MAX;
+}
 
 /// A connection of the node proxy to an application, as the application sees it. Its value is the real client's [`Endpoint`].
 #[repr(C)]

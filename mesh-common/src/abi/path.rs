@@ -58,7 +58,7 @@ pub fn path(
         Proxy::TUNNEL => return Path::Direct,
         _ => {}
     }
-    if proxy.is_some_and(|ours| ours.flags & Proxy::HOST != 0) {
+    if proxy.is_some_and(|ours| ours.flags & Proxy::DIRECT != 0) {
         return Path::Direct;
     }
     let guarded = peer.policies != 0;
@@ -129,8 +129,8 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_on_its_nodes_network_is_left_to_the_policy_of_its_peers() {
-        let host = Proxy { flags: Proxy::HOST, ..Proxy::default() };
+    fn a_workload_that_is_not_meshed_is_left_to_the_policy_of_its_peers() {
+        let host = Proxy { flags: Proxy::DIRECT, ..Proxy::default() };
         for node in [&ALIVE, &DEAD] {
             assert_eq!(remote(3, Some(&host), node), Path::Direct);
         }

@@ -40,7 +40,7 @@ impl Peer {
 pub struct Proxy {
     /// Cookie of the workload's network namespace.
     pub netns: u64,
-    /// [`Proxy::READY`] or [`Proxy::HOST`].
+    /// [`Proxy::READY`] or [`Proxy::DIRECT`].
     pub flags: u32,
     /// Zero.
     pub zero: u32,
@@ -55,8 +55,9 @@ const _: () = assert!(size_of::<Proxy>() == 48);
 impl Proxy {
     /// The proxy listens in the workload's network namespace and has a certificate for it.
     pub const READY: u32 = 1;
-    /// The workload shares its node's network, so that the proxy cannot be in it: its connections go as they are, for policy to judge.
-    pub const HOST: u32 = 2;
+    /// The workload is not meshed, since it shares its node's network or has been taken out of the mesh: its connections go as they are,
+    /// for policy to judge.
+    pub const DIRECT: u32 = 2;
     /// Where the proxy takes a workload's outbound connections.
     pub const OUTBOUND: u16 = 15001;
     /// Where the workload's connections to `destination` are taken; no address: nowhere.
@@ -65,7 +66,7 @@ impl Proxy {
         Endpoint::new(if destination.is_v4() { self.v4 } else { self.v6 }, Self::OUTBOUND)
     }
 
-    /// Where connections that come without TLS are steered to.
+    /// Where connections that come without TLS will be taken whose policies need more than the kernel sees.
     pub const PLAIN: u16 = 15006;
     /// Where the proxy takes tunnels for a workload.
     pub const TUNNEL: u16 = 15008;

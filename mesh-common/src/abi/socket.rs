@@ -37,6 +37,8 @@ impl Socket {
     pub const PROXIED: u32 = 2;
     /// Goes to a workload of this node, whose hook will ask who made it.
     pub const CALLER: u32 = 4;
+    /// With [`Socket::CALLER`]: made by a process of a pod that is no workload.
+    pub const STRANGER: u32 = 8;
 }
 
 /// UDP: a socket and a service that it sends to.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
-use mesh_common::abi::{Algorithm, Denial, Endpoint, Peer, Protocol, Proxy, Reason, Socket, Verdict};
+use mesh_common::abi::{Algorithm, Caller, Denial, Endpoint, Peer, Protocol, Proxy, Reason, Socket, Verdict};
 
 use crate::link;
 use crate::runner::Test;
@@ -200,7 +200,9 @@ fn caller(sandbox: &mut Sandbox) -> Result<()> {
         sandbox.peer(host, Peer { workload: THEIRS, flags: Peer::LOCAL, policies: 0 })?;
         sandbox.service(1, key((vip, 80).into(), Protocol::Tcp), Algorithm::WeightedRandom, &[backend])?;
         let cookie = link::cookie()?;
-        for (workload, node, told) in [(0, cookie, Some(0)), (0, cookie + 1, None), (OURS, 0, Some(OURS))] {
+        for (workload, node, told) in
+            [(0, cookie, Some(0)), (0, cookie + 1, Some(Caller::STRANGER)), (OURS, 0, Some(OURS))]
+        {
             if workload != 0 {
                 sandbox.become_workload(workload)?;
             }

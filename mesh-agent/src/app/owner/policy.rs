@@ -169,18 +169,29 @@ impl Owner {
             let host = |workload: &Workload| workload.host_network || workload.addresses.is_empty();
             match now.filter(here) {
                 Some(now) if host(now) => {
-                    self.proxy(&uid, Some(Proxy { flags: Proxy::HOST, ..Proxy::default() }));
+                    self.proxy(&uid, Some(Proxy { flags: Proxy::DIRECT, ..Proxy::default() }));
                 }
-                Some(_) => {}
+                // It may have been taken out of the mesh, or in.
+                Some(_) => {
+                    if let Some(proxy) = self.proxies.get(&uid).copied() {
+                        self.proxy(&uid, Some(proxy));
+                    }
+                }
                 None if host(workload) && *workload.node == *self.vantage.node => self.proxy(&uid, None),
                 None => {}
             }
         }
     }
 
-    /// Tells the kernel what the proxy has for a workload. What could not be told is tried again.
+    /// Takes in what the proxy has for a workload, and tells the kernel. What could not be told is tried again.
     pub(in crate::app) fn proxy(&mut self, uid: &Arc<str>, proxy: Option<Proxy>) {
-        match self.datapath.peers().set_proxy(identity_of(uid).0, proxy) {
+        match proxy {
+            Some(proxy) => drop(self.proxies.insert(Arc::clone(uid), proxy)),
+            None => drop(self.proxies.remove(uid)),
+        }
+        let meshed = self.snapshot.workload(uid).is_some_and(|workload| workload.meshed);
+        let told = proxy.map(|proxy| if meshed { proxy } else { Proxy { flags: Proxy::DIRECT, ..proxy } });
+        match self.datapath.peers().set_proxy(identity_of(uid).0, told) {
             Ok(()) => drop(self.untold.remove(uid)),
             Err(error) => {
                 warn!(workload = %uid, %error, "what the proxy has for a workload is not in the kernel; it will be tried again");
