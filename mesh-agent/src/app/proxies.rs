@@ -154,6 +154,7 @@ pub(super) fn figures(owner: &Owner, swept: &Sweeper) -> metrics::Policy {
             ("policy-missing", counts.refusing as u64),
         ],
         left_out: (counts.left_out + counts.plain_left_out) as u64,
+        unplaced: owner.unplaced() as u64,
         write_failures: counts.write_failures,
         denials: owner
             .denials

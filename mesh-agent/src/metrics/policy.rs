@@ -13,6 +13,8 @@ pub struct Policy {
     pub refusing: Vec<(&'static str, u64)>,
     /// Verdicts that the kernel has no room for.
     pub left_out: u64,
+    /// Workloads with addresses that the kernel does not know.
+    pub unplaced: u64,
     /// Plans of which something could not be written.
     pub write_failures: u64,
     /// Refused connections by policy and side.
@@ -58,6 +60,12 @@ pub(super) fn policy(families: &mut Families, policy: &Policy) {
             policy.left_out,
         ),
         (
+            "mesh_agent_unplaced_workloads",
+            "Workloads with addresses that the kernel has no room for: they are reached as if they were outside the mesh.",
+            Kind::Gauge,
+            policy.unplaced,
+        ),
+        (
             "mesh_agent_policy_write_failures_total",
             "Changes of policy of which something could not be written.",
             Kind::Counter,
@@ -85,6 +93,7 @@ mod tests {
             policies: vec![("in-force", 1)],
             refusing: vec![("awaited", 2)],
             left_out: 3,
+            unplaced: 7,
             write_failures: 4,
             denials: vec![("shop/deny".to_owned(), "client", 5)],
             destroyed: vec![("policy", 6)],
@@ -96,6 +105,7 @@ mod tests {
             r#"mesh_agent_policies{state="in-force"} 1"#,
             r#"mesh_agent_policy_refusing_workloads{reason="awaited"} 2"#,
             "mesh_agent_policy_verdicts_left_out 3",
+            "mesh_agent_unplaced_workloads 7",
             "mesh_agent_policy_write_failures_total 4",
             r#"mesh_agent_policy_denials_total{policy="shop/deny",side="client"} 5"#,
             r#"mesh_agent_connections_destroyed_total{reason="policy"} 6"#,

@@ -17,6 +17,8 @@ use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
 use crate::xds::Versions;
 use aya::maps::MapError;
 
+/// Workloads whose addresses are tried again at a time.
+const RETRIES: usize = 1_000;
 /// What policies are called where resources of several types are listed.
 const KIND: &str = "Authorization";
 
@@ -78,7 +80,7 @@ impl Owner {
         for (uid, proxy) in std::mem::take(&mut self.untold) {
             self.proxy(&uid, proxy);
         }
-        for uid in self.unplaced.clone() {
+        for uid in self.unplaced.iter().take(RETRIES).cloned().collect::<Vec<_>>() {
             let workload = self.snapshot.workload(&uid).cloned();
             self.peer(&uid, workload.as_deref());
         }
@@ -136,20 +138,28 @@ impl Owner {
         match done {
             Ok(()) => drop(self.unplaced.remove(uid)),
             Err(error) => {
-                if self.unplaced.insert(uid.into()) {
-                    warn!(workload = uid, %error, "a workload's addresses are not in the kernel; it will be tried again");
+                if self.unplaced.is_empty() {
+                    warn!(workload = uid, %error, "addresses of workloads are not in the kernel; they will be tried again");
                 }
+                self.unplaced.insert(uid.into());
             }
         }
     }
 
+    /// How many workloads have addresses that the kernel does not know.
+    pub(in crate::app) fn unplaced(&self) -> usize {
+        self.unplaced.len()
+    }
+
     fn place_address(&mut self, address: Address) -> Result<(), MapError> {
         let owner = self.mesh.at(IpAddr::from(address.bytes()).to_canonical());
-        let peer = owner.map(|workload| {
+        let peer = owner.and_then(|workload| {
             let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
             let meshed = if workload.meshed { Peer::MESHED } else { 0 };
             let policies = self.policies.set_of(&workload);
-            Peer { workload: identity_of(&workload.uid()).0, flags: local | meshed, policies }
+            let peer = Peer { workload: identity_of(&workload.uid()).0, flags: local | meshed, policies };
+            // Of any other the kernel would learn nothing: there may be very many, behind services without pods.
+            (peer.flags != 0 || policies != 0).then_some(peer)
         });
         self.datapath.peers().set(address, peer)
     }
