@@ -224,6 +224,8 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
                 count(&outbound.allowance.counts.reused);
                 return Ok(Stream::Own(tls));
             }
+            // The tunnel takes no more: the own certificate that it was made with has expired, of which the server sees only the end.
+            Err(TunnelError::Refused { reason: Reason::Draining, .. }) => {}
             Err(TunnelError::Refused { reason, text }) => return Err(refused(reason, &text)),
             // It ended between two streams: no byte of the application has been sent.
             Err(_ended) => {}
