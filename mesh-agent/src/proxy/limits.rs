@@ -10,6 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::relay::Budget;
 use super::sources::{Entered, Sources};
 
+/// A handshake waits for its turn for as long as so many slow ones take, one after the other.
+const QUEUE: u32 = 6;
+
 /// Limits of one side of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -126,14 +129,14 @@ impl Allowance {
         permit
     }
 
-    /// Room for a handshake. Many at once wait for each other: a reset would only make them come again.
+    /// Room for a handshake. Many at once wait for each other, for longer than one may take: a reset would only make them come again.
     pub(super) async fn handshake(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() {
             return Some(permit);
         }
         count(&self.counts.over_handshakes);
         let room = Arc::clone(&self.handshakes).acquire_owned();
-        tokio::time::timeout(self.limits.handshake_timeout, room).await.ok()?.ok()
+        tokio::time::timeout(self.limits.handshake_timeout * QUEUE, room).await.ok()?.ok()
     }
 
     /// Room for a handshake with somebody at `address`, of whom nothing else is known yet.
