@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use mesh_harness::process::Process;
-use mesh_harness::{Agent, AgentOptions, Cluster, Control, Node, Pod, Service, peer, until};
+use mesh_harness::{Agent, AgentOptions, Cluster, Control, ControlOptions, Node, Pod, Service, peer, until};
 
 /// A cluster with a control plane and an agent on every node. Fields go in order, agents before the cluster.
 #[derive(Debug)]
@@ -28,11 +28,27 @@ impl Mesh {
 
     /// The same with options for all agents.
     pub fn start_with(zones: &[&str], options: &AgentOptions) -> anyhow::Result<Self> {
+        Self::start_under(zones, options, &ControlOptions::default())
+    }
+
+    /// The same under a control plane with options of its own.
+    pub fn start_under(
+        zones: &[&str],
+        options: &AgentOptions,
+        control: &ControlOptions,
+    ) -> anyhow::Result<Self> {
         let cluster = Cluster::start()?;
         let nodes = zones.iter().map(|zone| cluster.node(zone)).collect::<Result<Vec<_>, _>>()?;
-        let control = cluster.control()?;
+        let control = cluster.control_with(control)?;
         let agents = nodes.iter().map(|node| node.agent_with(options)).collect::<Result<_, _>>()?;
         Ok(Self { agents, control, nodes, cluster })
+    }
+
+    /// Descriptors that each agent has open.
+    pub fn descriptors(&self) -> anyhow::Result<Vec<usize>> {
+        // The last answers to the harness itself are connections, too.
+        std::thread::sleep(Duration::from_millis(100));
+        self.agents.iter().map(Agent::descriptors).collect()
     }
 
     /// A pod on node number `node`, announced and enrolled.
@@ -106,4 +122,28 @@ pub fn addresses(servers: &[Server]) -> Vec<SocketAddr> {
 #[track_caller]
 pub fn assert_within(what: &str, value: f64, range: std::ops::RangeInclusive<f64>) {
     assert!(range.contains(&value), "{what} is {value:.3}, not within {range:?}");
+}
+
+/// Waits until no agent has more descriptors open than it had, what it keeps on purpose left out, and none carries a connection.
+pub fn descriptors_return(mesh: &Mesh, before: &[usize]) -> anyhow::Result<()> {
+    until("all that was opened is closed", Duration::from_secs(30), || {
+        let now = mesh.descriptors()?;
+        // Tunnels that wait for the next connection are kept on purpose.
+        for (node, agent) in mesh.agents.iter().enumerate() {
+            let kept = agent.metric("mesh_agent_proxy_idle_tunnels", "")? as usize;
+            let carried = agent.metric("mesh_agent_proxy_connections", "outbound")?;
+            anyhow::ensure!(carried == 0.0, "node {node} still carries {carried}");
+            let tunnels = kept + agent.metric("mesh_agent_proxy_connections", "inbound")? as usize;
+            // And so are sockets that each pod's proxy has made ahead, eight of each family.
+            let ahead = 16 * agent.metric("mesh_agent_proxy_pods", "ready")? as usize;
+            let kinds = || agent.descriptor_kinds().unwrap_or_default();
+            let (before, now) = (before[node], now[node]);
+            anyhow::ensure!(
+                now <= before + tunnels + ahead,
+                "node {node}: {before} before, {now} now: {:?}",
+                kinds()
+            );
+        }
+        Ok(())
+    })
 }

@@ -1,8 +1,8 @@
-//! Keeps the process as small as what it holds.
+//! Keeps the process as small as what it holds, and lets it have as many descriptors as it may.
 //!
 //! The C library would rather keep what was freed: in an arena for each thread, and, once a large block was freed, in ever
 //! larger ones. An agent that has heard the whole mesh has freed as much as it holds.
-#![expect(unsafe_code, reason = "mallopt and malloc_trim have no safe wrapper")]
+#![expect(unsafe_code, reason = "mallopt, malloc_trim and limits have no safe wrapper")]
 
 /// Blocks from this size on go back to the kernel at once when they are freed.
 #[cfg(target_env = "gnu")]
@@ -29,4 +29,19 @@ pub(super) fn give_back() {
     unsafe {
         libc::malloc_trim(0)
     };
+}
+
+/// Raises the limit of descriptors to what whoever started the agent allows: a proxied connection takes two. The new limit.
+pub(super) fn allow_descriptors() -> std::io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid pointer to a value that the call fills.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: a valid pointer to a value that the call reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
 }

@@ -54,6 +54,10 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     memory::keep_little();
+    match memory::allow_descriptors() {
+        Ok(descriptors) => info!(descriptors, "a proxied connection takes two of them"),
+        Err(error) => warn!(%error, "the limit of descriptors stays as it was"),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(config))?;
     Ok(ExitCode::SUCCESS)

@@ -29,7 +29,7 @@ pub struct ProxyArgs {
     /// Most connections of a pod through the proxy, and most to it
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub proxy_max_connections: usize,
-    /// Most handshakes of a pod at a time; more of them wait
+    /// Most handshakes of a pod at a time, an eighth of them with one address; more of them wait
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub proxy_max_handshakes: usize,
     /// Most memory of a pod's busy connections, in MiB; more of them go on with small buffers

@@ -131,7 +131,7 @@ fn connections_have_istios_names_and_labels() {
         ("destination_service_name", "web"),
         ("destination_workload", "web-1"),
         ("request_protocol", "tcp"),
-        ("connection_security_policy", "none"),
+        ("connection_security_policy", "unknown"),
         ("response_flags", "-"),
     ] {
         assert_eq!(labels[label], wanted, "{label}");

@@ -10,6 +10,7 @@ use tracing::debug;
 use super::Shared;
 use super::pod::Served;
 use crate::identity::spiffe_of;
+use crate::policy::NOT_ARRIVED;
 use crate::proxy::drain::{Drain, Phase};
 use crate::snapshot::Workload;
 use crate::sockets::{Caller, Judge};
@@ -17,9 +18,11 @@ use crate::sockets::{Caller, Judge};
 /// The kernel is told of a change while the proxies are: what it lets in until then is found a moment later.
 const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(900)];
 
-/// Looks through the pod's connections after each change, until the drain begins.
+/// Looks through the pod's connections once, since there may be some from before it was guarded, and after each change, until the drain
+/// begins.
 pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drain) {
     let mut changed = shared.mesh.changed();
+    changed.mark_changed();
     let looking = async {
         while changed.changed().await.is_ok() {
             for pause in LOOKS {
@@ -72,7 +75,10 @@ impl Judge for Now {
         };
         let source = source.and_then(|workload| spiffe_of(&workload).ok());
         let judge = &self.shared.judge;
-        judge.judge(&self.workload, source.as_ref(), remote, local.ip(), local.port()).allowed
+        let judged = judge.judge(&self.workload, source.as_ref(), remote, local.ip(), local.port());
+        // Before anything is known of policies nobody new is let in, but who was let in before is not sent away: that they come is a
+        // change as well.
+        judged.allowed || judged.policy.as_deref() == Some(NOT_ARRIVED)
     }
 
     fn gone(&self, remote: SocketAddr) -> bool {

@@ -65,15 +65,15 @@ async fn tunnel(
     drain: Drain,
     _permit: OwnedSemaphorePermit,
 ) {
-    let Some(tls) = Box::pin(handshake(&inbound, tcp)).await else { return };
+    let Some(tls) = Box::pin(handshake(&inbound, tcp, peer)).await else { return };
     match tls.protocol {
         Protocol::Stream => streams(&inbound, tls, peer, drain).await,
         Protocol::H2 => Box::pin(http2(&inbound, *tls, peer, drain)).await,
     }
 }
 
-async fn handshake(inbound: &Inbound, tcp: TcpStream) -> Option<Box<Tls>> {
-    let Some(_room) = inbound.allowance.handshake().await else {
+async fn handshake(inbound: &Inbound, tcp: TcpStream, peer: SocketAddr) -> Option<Box<Tls>> {
+    let Some(_room) = inbound.allowance.handshake_with(peer.ip()).await else {
         reset_on_drop(&tcp);
         return None;
     };

@@ -1,5 +1,6 @@
 //! How much a pod may have of its node, each limit counted.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,6 +8,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::relay::Budget;
+use super::sources::{Entered, Sources};
+
+/// A handshake waits for its turn for as long as so many slow ones take, one after the other.
+const QUEUE: u32 = 6;
 
 /// Limits of one side of one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +83,13 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Room for one handshake, until it is dropped.
+pub(super) struct Room {
+    _all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+    _entered: Entered,
+}
+
 /// The limits of one side of one pod, with what is used of them.
 #[derive(Debug)]
 pub struct Allowance {
@@ -89,6 +101,7 @@ pub struct Allowance {
     pub budget: Arc<Budget>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    sources: Arc<Sources>,
 }
 
 impl Allowance {
@@ -105,6 +118,7 @@ impl Allowance {
             counts,
             connections: Arc::new(Semaphore::new(limits.connections)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+            sources: Arc::new(Sources::new(limits.handshakes, limits.connections)),
         })
     }
 
@@ -115,14 +129,26 @@ impl Allowance {
         permit
     }
 
-    /// Room for a handshake. Many at once wait for each other: a reset would only make them come again.
+    /// Room for a handshake. Many at once wait for each other, for longer than one may take: a reset would only make them come again.
     pub(super) async fn handshake(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() {
             return Some(permit);
         }
         count(&self.counts.over_handshakes);
         let room = Arc::clone(&self.handshakes).acquire_owned();
-        tokio::time::timeout(self.limits.handshake_timeout, room).await.ok()?.ok()
+        tokio::time::timeout(self.limits.handshake_timeout * QUEUE, room).await.ok()?.ok()
+    }
+
+    /// Room for a handshake with somebody at `address`, of whom nothing else is known yet.
+    pub(super) async fn handshake_with(&self, address: IpAddr) -> Option<Room> {
+        let waits = || count(&self.counts.over_handshakes);
+        let Some(entered) = self.sources.enter(address) else {
+            waits();
+            return None;
+        };
+        // First its own turn: in the queue for all it would be in the way of others.
+        let own = entered.turn(self.limits.handshake_timeout, waits).await?;
+        Some(Room { _all: self.handshake().await?, _own: own, _entered: entered })
     }
 
     /// Connections now.

@@ -17,6 +17,7 @@ pub mod tls;
 pub mod tunnel;
 
 mod accept;
+mod sources;
 
 #[cfg(test)]
 mod tests;

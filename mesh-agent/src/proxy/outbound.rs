@@ -228,12 +228,14 @@ async fn find(
         }
         attempt += 1;
         let request = Request { destination: endpoint.target, ..request.clone() };
-        // Connect and answer of the application have each their time at the other end, so twice it in all.
-        let limit = outbound.allowance.limits.connect_timeout * 2;
-        let failure = match timeout(limit, open(outbound, endpoint, request)).await {
-            Ok(Ok(stream)) => return Ok((endpoint.clone(), stream)),
-            Ok(Err(failure)) => failure,
-            Err(_elapsed) => Failure::Endpoint(Reason::Timeout, "no stream in time".to_owned()),
+        let opened = match in_time(outbound, reuse(outbound, endpoint, &request)).await {
+            Ok(None) => make(outbound, endpoint, request).await,
+            Ok(Some(stream)) => Ok(stream),
+            Err(failure) => Err(failure),
+        };
+        let failure = match opened {
+            Ok(stream) => return Ok((endpoint.clone(), stream)),
+            Err(failure) => failure,
         };
         match failure {
             Failure::Final(reason, why) => {
@@ -248,23 +250,41 @@ async fn find(
     }
 }
 
-async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
+/// A part of the way to a stream.
+async fn in_time<T>(
+    outbound: &Outbound,
+    part: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    // Connect and answer of the application have each their time at the other end, so twice it in all.
+    let limit = outbound.allowance.limits.connect_timeout * 2;
+    let late = |_elapsed| Err(Failure::Endpoint(Reason::Timeout, "no stream in time".to_owned()));
+    timeout(limit, part).await.unwrap_or_else(late)
+}
+
+/// A stream on a tunnel that is there.
+async fn reuse(
+    outbound: &Outbound,
+    endpoint: &Endpoint,
+    request: &Request,
+) -> Result<Option<Stream>, Failure> {
     while let Some(mut tls) = outbound.pool.take(endpoint).await {
         match tunnel::open(&mut tls, request.clone()).await {
             Ok(()) => {
                 count(&outbound.allowance.counts.reused);
-                return Ok(Stream::Own(tls));
+                return Ok(Some(Stream::Own(tls)));
             }
+            // The tunnel takes no more: the own certificate that it was made with has expired, of which the server sees only the end.
+            Err(TunnelError::Refused { reason: Reason::Draining, .. }) => {}
             Err(TunnelError::Refused { reason, text }) => return Err(refused(reason, &text)),
             // It ended between two streams: no byte of the application has been sent.
             Err(_ended) => {}
         }
     }
     while let Some((connection, slot)) = outbound.pool.share(endpoint) {
-        match connection.open(&request, outbound.baggage.as_ref()).await {
+        match connection.open(request, outbound.baggage.as_ref()).await {
             Ok((send, receive)) => {
                 count(&outbound.allowance.counts.reused);
-                return Ok(Stream::Http2(Box::new((send, receive, slot))));
+                return Ok(Some(Stream::Http2(Box::new((send, receive, slot)))));
             }
             Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
             Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
@@ -275,7 +295,25 @@ async fn open(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Res
             Err(OpenError::H2(_)) => connection.close(),
         }
     }
-    let mut tls = Box::pin(fresh(outbound, endpoint)).await?;
+    Ok(None)
+}
+
+/// A stream on a new tunnel.
+async fn make(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
+    // Before the clock of the endpoint, which has no part in how many others wait, and before it is dialled: it would wait as well.
+    let Some(room) = outbound.allowance.handshake().await else {
+        return Err(Failure::Endpoint(Reason::Limit, "too many handshakes".to_owned()));
+    };
+    in_time(outbound, open(outbound, endpoint, request, room)).await
+}
+
+async fn open(
+    outbound: &Outbound,
+    endpoint: &Endpoint,
+    request: Request,
+    room: OwnedSemaphorePermit,
+) -> Result<Stream, Failure> {
+    let mut tls = Box::pin(fresh(outbound, endpoint, room)).await?;
     match tls.protocol {
         Protocol::Stream => match tunnel::open(&mut tls, request).await {
             Ok(()) => Ok(Stream::Own(tls)),
@@ -309,7 +347,11 @@ fn refused(reason: Reason, text: &str) -> Failure {
 }
 
 /// A new tunnel.
-async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Failure> {
+async fn fresh(
+    outbound: &Outbound,
+    endpoint: &Endpoint,
+    _room: OwnedSemaphorePermit,
+) -> Result<Box<Tls>, Failure> {
     let limits = outbound.allowance.limits;
     let counts = &outbound.allowance.counts;
     let tcp = match timeout(limits.connect_timeout, outbound.host.dial(endpoint.tunnel)).await {
@@ -318,9 +360,6 @@ async fn fresh(outbound: &Outbound, endpoint: &Endpoint) -> Result<Box<Tls>, Fai
         Err(_elapsed) => return Err(Failure::Endpoint(Reason::Timeout, "connect timed out".to_owned())),
     };
     accept::prepare(&tcp);
-    let Some(_room) = outbound.allowance.handshake().await else {
-        return Err(Failure::Endpoint(Reason::Limit, "too many handshakes".to_owned()));
-    };
     let shaken = tls::connect(&outbound.configs, &outbound.own, &endpoint.identity, tcp);
     match timeout(limits.handshake_timeout, shaken).await {
         Ok(Ok(tls)) => {

@@ -145,6 +145,34 @@ impl Agent {
         Ok(body)
     }
 
+    /// The sum of a metric's rows that have the label value `label`, or of all.
+    pub fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let metrics = self.metrics()?;
+        let rows = metrics
+            .lines()
+            .filter(|row| row.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let rows = rows.filter(|row| label.is_empty() || row.contains(&format!("\"{label}\"")));
+        let values = rows.filter_map(|row| row.rsplit_once(' ')?.1.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// How many of each kind those are.
+    pub fn descriptor_kinds(&self) -> anyhow::Result<std::collections::BTreeMap<String, usize>> {
+        let mut kinds = std::collections::BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten() {
+            // Closed meanwhile.
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let kind = target.to_string_lossy().split(":[").next().unwrap_or_default().to_owned();
+            *kinds.entry(kind).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+
     /// The backends (`ADDRESS:PORT`) that the kernel has for a service address, or `None` if it has no such service.
     pub fn backends(&self, service: &SocketAddr, protocol: &str) -> anyhow::Result<Option<BTreeSet<String>>> {
         Ok(self.service(service, protocol)?.map(|service| backends_of(&service)))

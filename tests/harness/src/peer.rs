@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::pod::{Pod, PodPlan};
 use crate::process::Process;
-use crate::report::{Attempts, Change, Held, Listening, Stream};
+use crate::report::{Attempts, Change, Held, Listening, Raw, Stream};
 
 impl PodPlan {
     /// Its IPv4 address with a port.
@@ -40,6 +40,49 @@ pub fn udp_echo(pod: &Pod, name: &str, port: u16) -> anyhow::Result<Process> {
 /// A TCP server on addresses of choice. The name `@local` makes it answer with the address that was called.
 pub fn tcp_echo_on(pod: &Pod, name: &str, listen: &[SocketAddr]) -> anyhow::Result<Process> {
     serve(pod, "tcp-echo", name, listen, 0)
+}
+
+/// A TCP server that speaks first.
+pub fn tcp_greeter(pod: &Pod, name: &str, port: u16) -> anyhow::Result<Process> {
+    let mut arguments = vec!["tcp-echo".into(), "--greet".into(), "--name".into(), name.into()];
+    for address in both(port) {
+        arguments.extend(["--listen".into(), address.to_string()]);
+    }
+    let mut process = pod.peer(&arguments)?;
+    let _bound: Listening = report(&mut process)?;
+    Ok(process)
+}
+
+/// Connections that say what no good client would: `how` are arguments of `mesh-peer raw`.
+pub fn raw(pod: &Pod, to: &SocketAddr, how: &[&str]) -> anyhow::Result<Raw> {
+    report(&mut start_raw(pod, to, how)?)
+}
+
+/// The same, for connections that are held.
+pub fn raw_held(pod: &Pod, to: &SocketAddr, how: &[&str]) -> anyhow::Result<(RawHolder, Raw)> {
+    let mut process = start_raw(pod, to, &[how, &["--then", "hold"]].concat())?;
+    let begun = report(&mut process)?;
+    Ok((RawHolder { process }, begun))
+}
+
+fn start_raw(pod: &Pod, to: &SocketAddr, how: &[&str]) -> anyhow::Result<Process> {
+    let mut arguments = vec!["raw".to_owned(), "--to".into(), to.to_string()];
+    arguments.extend(how.iter().map(|&argument| argument.to_owned()));
+    pod.peer(&arguments)
+}
+
+/// Connections of [`raw_held`].
+#[derive(Debug)]
+pub struct RawHolder {
+    process: Process,
+}
+
+impl RawHolder {
+    /// Hears what has come of them.
+    pub fn finish(mut self) -> anyhow::Result<Raw> {
+        self.process.say("now")?;
+        report(&mut self.process)
+    }
 }
 
 fn both(port: u16) -> [SocketAddr; 1] {
@@ -217,6 +260,26 @@ fn stream(pod: &Pod, kind: &str, to: &SocketAddr, options: &[(&str, u64)]) -> an
         arguments.extend([(*name).to_owned(), value.to_string()]);
     }
     report(&mut pod.peer(&arguments)?)
+}
+
+/// A long stream that goes on beside others; see [`transfer`].
+pub fn start_transfer(pod: &Pod, to: &SocketAddr, bytes: u64, seed: u64) -> anyhow::Result<Transfer> {
+    let arguments =
+        ["transfer", "--to", &to.to_string(), "--bytes", &bytes.to_string(), "--seed", &seed.to_string()];
+    Ok(Transfer { process: pod.peer(&arguments.map(str::to_owned))? })
+}
+
+/// A transfer in the background.
+#[derive(Debug)]
+pub struct Transfer {
+    process: Process,
+}
+
+impl Transfer {
+    /// Waits for its end.
+    pub fn wait(mut self) -> anyhow::Result<Stream> {
+        report(&mut self.process)
+    }
 }
 
 /// Connections that stay open.

@@ -129,6 +129,35 @@ pub struct Held {
     pub by_name: BTreeMap<String, u64>,
 }
 
+/// Connections of `mesh-peer raw`, all taken together.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Raw {
+    /// Connections that came about.
+    pub opened: u64,
+    /// Bytes that were taken, without what was asked.
+    pub said: u64,
+    /// Bytes that came.
+    pub heard: u64,
+    /// Floods that nobody took to the end.
+    pub blocked: u64,
+    /// What came.
+    pub lines: Vec<String>,
+    /// How they ended: `end`, `silence`, `reset` (by themselves), or the name of an error.
+    pub ends: BTreeMap<String, u64>,
+}
+
+impl Raw {
+    /// One has ended so.
+    pub fn ended(&mut self, how: &str) {
+        *self.ends.entry(how.to_owned()).or_default() += 1;
+    }
+
+    /// How many have ended in one of these ways.
+    pub fn of(&self, ways: &[&str]) -> u64 {
+        ways.iter().filter_map(|way| self.ends.get(*way)).sum()
+    }
+}
+
 /// Another server answers than before.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Change {

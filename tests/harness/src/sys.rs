@@ -76,6 +76,21 @@ pub fn kill(pid: u32, signal: libc::c_int) -> io::Result<()> {
     checked(unsafe { libc::kill(pid.cast_signed().max(1), signal) })
 }
 
+/// Lets a connection be reset when it is closed.
+pub fn reset_on_close(connection: &std::net::TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the pointer is to a linger of that length, which the kernel only reads.
+    checked(unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(connection),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    })
+}
+
 /// Lets this process open as many files as it may at all.
 pub fn raise_open_files() -> io::Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

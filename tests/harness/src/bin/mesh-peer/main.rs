@@ -5,6 +5,7 @@
 mod attempts;
 mod enter;
 mod hold;
+mod raw;
 mod relay;
 mod stream;
 mod tcp;
@@ -24,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Peer {
-    /// A TCP server that answers `who`, `echo`, `sink` and `close`.
+    /// A TCP server that answers `who`, `echo`, `sink`, `close`, `reset`, `deaf`, `attend`, `attended` and `pump`.
     TcpEcho(Serve),
     /// A UDP server that answers with its name, the source it saw, and the payload.
     UdpEcho(Serve),
@@ -62,6 +63,8 @@ enum Peer {
         #[arg(long)]
         to: SocketAddr,
     },
+    /// Says what no good client would say, and ends as none would.
+    Raw(raw::Raw),
     /// Carries TCP connections, slowly or wrongly.
     Relay(relay::Relay),
     /// Starts a command in a network namespace and a cgroup.
@@ -82,6 +85,9 @@ struct Serve {
     name: String,
     #[arg(long, required = true)]
     listen: Vec<SocketAddr>,
+    /// Speak first: a line as for `who`.
+    #[arg(long)]
+    greet: bool,
     /// Threads that each serve one connection at a time; 0: a thread for every connection.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -147,6 +153,7 @@ fn main() -> anyhow::Result<()> {
         Peer::Transfer(args) => print(&stream::transfer(&args)?),
         Peer::Hold { to, count, in_turn } => hold::run(to, count, in_turn),
         Peer::Watch { to } => hold::watch(to),
+        Peer::Raw(args) => raw::run(&args),
         Peer::Relay(line) => relay::run(&line),
         Peer::In { netns, cgroup, command } => enter::run(&netns, &cgroup, &command),
     }

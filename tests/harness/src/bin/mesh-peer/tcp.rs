@@ -1,11 +1,13 @@
 //! TCP: the server with its commands, and the client that asks who answers.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mesh_harness::report::Listening;
+use mesh_harness::report::{Listening, error_name};
+use mesh_harness::sys::reset_on_close;
 
 use crate::attempts::{Answer, Failed, Try};
 use crate::{Loop, Serve};
@@ -20,11 +22,11 @@ pub(crate) fn serve(serve: &Serve) -> anyhow::Result<()> {
     for listener in listeners {
         for _ in 0..serve.threads.max(1) {
             let (listener, name) = (listener.try_clone()?, Arc::clone(&name));
-            let (serial, stack) = (serve.threads > 0, 128 << 10);
+            let (serial, greet, stack) = (serve.threads > 0, serve.greet, 128 << 10);
             threads.push(
                 std::thread::Builder::new()
                     .stack_size(stack)
-                    .spawn(move || accept(&listener, &name, serial))?,
+                    .spawn(move || accept(&listener, &name, serial, greet))?,
             );
         }
     }
@@ -34,13 +36,13 @@ pub(crate) fn serve(serve: &Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool) {
+fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool, greet: bool) {
     loop {
         // A client that gave up before it was accepted.
         let Ok((connection, peer)) = listener.accept() else { continue };
         let name = Arc::clone(name);
         // A client that goes away in the middle is its own affair.
-        let session = move || drop(converse(&connection, peer, &name));
+        let session = move || drop(converse(&connection, peer, &name, greet));
         if serial {
             session();
         } else if let Err(error) = std::thread::Builder::new().stack_size(128 << 10).spawn(session) {
@@ -49,12 +51,18 @@ fn accept(listener: &TcpListener, name: &Arc<str>, serial: bool) {
     }
 }
 
-fn converse(connection: &TcpStream, peer: SocketAddr, name: &str) -> io::Result<()> {
+/// How the connections ended that a client had attended to.
+static ATTENDED: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+
+fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -> io::Result<()> {
     connection.set_nodelay(true)?;
     let called = connection.local_addr()?.ip().to_canonical().to_string();
     let name = if name == "@local" { &called } else { name };
     let (mut reader, mut writer) = (BufReader::with_capacity(4096, connection), connection);
     let mut line = String::new();
+    if greet {
+        writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+    }
     while reader.read_line(&mut line)? > 0 {
         match line.trim_end() {
             "who" => writer.write_all(format!("{name} {peer}\n").as_bytes())?,
@@ -74,11 +82,45 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str) -> io::Result<
                 }
             }
             "close" => return Ok(()),
+            "reset" => return reset_on_close(connection),
+            // Never reads again.
+            "deaf" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                loop {
+                    std::thread::park();
+                }
+            }
+            // Reads to the end, whatever comes, and remembers which that was; says then once more who is there.
+            "attend" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                let ended = attend(&mut reader);
+                let how = ended.as_ref().map_or_else(error_name, |_bytes| "end".to_owned());
+                *ATTENDED.lock().unwrap_or_else(PoisonError::into_inner).entry(how).or_default() += 1;
+                let line = format!("{name} {} {}\n", connection.peer_addr()?, ended?);
+                return writer.write_all(line.as_bytes());
+            }
+            "attended" => {
+                let all = ATTENDED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                writer.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())?;
+            }
+            // Says more than anybody hears.
+            "pump" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                let chunk = vec![b'x'; 64 << 10];
+                loop {
+                    writer.write_all(&chunk)?;
+                }
+            }
             other => return writer.write_all(format!("unknown command {other}\n").as_bytes()),
         }
         line.clear();
     }
     Ok(())
+}
+
+/// Reads to the end, and says how many bytes came.
+fn attend(reader: &mut impl Read) -> io::Result<u64> {
+    io::copy(reader, &mut io::sink())
 }
 
 fn echo(mut from: impl Read, mut to: impl Write) -> io::Result<()> {

@@ -1,0 +1,165 @@
+//! How connections begin and end: between nodes, through two proxies, as on one node, where nothing is between the ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::ensure;
+use mesh_harness::process::anonymous_bytes_of;
+use mesh_harness::{AgentOptions, Pod, needs, peer, say, until};
+use mesh_tests::{Mesh, Server, descriptors_return};
+
+/// A client with a server on its own node and one on another.
+struct Scene {
+    client: Pod,
+    near: Server,
+    far: Server,
+    mesh: Mesh,
+}
+
+impl Scene {
+    fn start(options: &AgentOptions) -> anyhow::Result<Self> {
+        let mesh = Mesh::start_with(&["z1", "z2"], options)?;
+        let far = mesh.servers(&[(1, "far")])?.remove(0);
+        let near = mesh.servers(&[(0, "near")])?.remove(0);
+        let client = mesh.client(0, "client")?;
+        mesh.agents[0].wait_for_proxies(&["client", "near"])?;
+        mesh.agents[1].wait_for_proxies(&["far"])?;
+        mesh.wait_until_carried(0, &client, &far.pod.address(8080))?;
+        Ok(Self { client, near, far, mesh })
+    }
+
+    fn servers(&self) -> [&Server; 2] {
+        [&self.near, &self.far]
+    }
+
+    /// How the connections ended to which a server has attended, as it saw them.
+    fn attended(&self, server: &Server) -> anyhow::Result<BTreeMap<String, u64>> {
+        let seen =
+            peer::raw(&self.client, &server.pod.address(8080), &["--ask", "attended", "--then", "end"])?;
+        ensure!(seen.lines.len() == 1, "{seen:?}");
+        Ok(serde_json::from_str(&seen.lines[0])?)
+    }
+}
+
+#[test]
+fn whoever_ends_a_connection_the_other_sees_how() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start(&AgentOptions::default())?;
+    let used = scene.mesh.descriptors()?;
+    for server in scene.servers() {
+        for to in [server.pod.address(8080), server.pod.address6(8080)] {
+            let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+            for (said, heard) in [("reset\n", "ECONNRESET"), ("close\n", "end")] {
+                let seen = peer::raw(&scene.client, &to, &["--count", "20", "--hex", &hex(said)])?;
+                ensure!(seen.of(&[heard]) == 20, "{to}: {said:?}: {seen:?}");
+            }
+            // The server answers after the client's end: only a half-closed connection takes it there.
+            let seen =
+                peer::raw(&scene.client, &to, &["--ask", "attend", "--flood", "100000", "--then", "end"])?;
+            ensure!(seen.of(&["end"]) == 1 && seen.lines.len() == 2, "{to}: {seen:?}");
+            ensure!(seen.lines[1].ends_with(" 100000"), "{to}: {seen:?}");
+        }
+        let before = scene.attended(server)?;
+        ensure!(before == [("end".to_owned(), 2)].into(), "{before:?}");
+        let how = ["--count", "20", "--ask", "attend", "--then", "reset"];
+        peer::raw(&scene.client, &server.pod.address(8080), &how)?;
+        // In the middle of much, too.
+        let how = ["--count", "20", "--ask", "attend", "--flood", "300000", "--then", "reset"];
+        peer::raw(&scene.client, &server.pod.address(8080), &how)?;
+        until("the server has seen the resets", Duration::from_secs(10), || {
+            let attended = scene.attended(server)?;
+            ensure!(
+                attended.get("ECONNRESET") == Some(&40) && attended.get("end") == Some(&2),
+                "{attended:?}"
+            );
+            Ok(())
+        })?;
+    }
+    descriptors_return(&scene.mesh, &used)
+}
+
+#[test]
+fn a_server_may_speak_first() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start(&AgentOptions::default())?;
+    for server in scene.servers() {
+        let name = &server.pod.name;
+        let _greeter = peer::tcp_greeter(&server.pod, name, 9090)?;
+        for to in [server.pod.address(9090), server.pod.address6(9090)] {
+            let seen = peer::raw(&scene.client, &to, &["--count", "20", "--hear-first", "--then", "end"])?;
+            ensure!(seen.of(&["end"]) == 20, "{to}: {seen:?}");
+            ensure!(
+                seen.lines.len() == 20 && seen.lines.iter().all(|line| line.starts_with(name)),
+                "{to}: {seen:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_may_be_idle_for_longer_than_a_tunnel() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start(&AgentOptions::with(&["--proxy-idle-timeout", "1"]))?;
+    let (mut holder, held) = peer::hold(&scene.client, &scene.far.pod.address(8080), 5)?;
+    ensure!(held.alive == 5, "{held:?}");
+    std::thread::sleep(Duration::from_secs(4));
+    let held = holder.ask()?;
+    ensure!(held.alive == 5, "{held:?}");
+    holder.close()
+}
+
+#[test]
+fn whoever_does_not_read_makes_the_other_wait_and_not_the_agents_grow() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let mut scene = Scene::start(&AgentOptions::default())?;
+    let used = scene.mesh.descriptors()?;
+    let to = scene.far.pod.address(8080);
+    let memory = || -> anyhow::Result<Vec<u64>> {
+        scene.mesh.agents.iter().map(|agent| anonymous_bytes_of(agent.pid())).collect()
+    };
+    let before = memory()?;
+    // A server that does not read, then a client that does not.
+    let mut holders = Vec::new();
+    for _ in 0..4 {
+        let how = ["--ask", "deaf", "--flood", "1000000000", "--timeout-ms", "2000"];
+        let (holder, seen) = peer::raw_held(&scene.client, &to, &how)?;
+        ensure!(seen.blocked == 1, "a server that does not read took all: {seen:?}");
+        // Four kernel buffers at most are on the way.
+        ensure!(seen.said < 64 << 20, "{seen:?}");
+        holders.push(holder);
+        holders.push(peer::raw_held(&scene.client, &to, &["--ask", "pump"])?.0);
+    }
+    let seen = peer::connect(&scene.client, &to).count(100).run()?;
+    ensure!(seen.of("far") == 100, "others wait, too: {seen:?}");
+    let after = memory()?;
+    say(&format!(
+        "eight connections that nobody reads: {before:?} bytes of memory before, {after:?} with them"
+    ));
+    for (before, after) in before.iter().zip(&after) {
+        ensure!(*after < before + (16 << 20), "an agent grew from {before} to {after}");
+    }
+    drop(holders);
+    // What they said is still to be delivered, as without the mesh, for as long as there is somebody who may read it.
+    scene.far.process.kill()?;
+    descriptors_return(&scene.mesh, &used)
+}
+
+#[test]
+fn large_transfers_in_both_directions_at_once_are_exact() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start(&AgentOptions::default())?;
+    let used = scene.mesh.descriptors()?;
+    let sizes = [1 << 20, 7_777_777, 32 << 20, 100 << 20];
+    let mut running = Vec::new();
+    for (seed, bytes) in sizes.into_iter().enumerate() {
+        for to in [scene.far.pod.address(8080), scene.far.pod.address6(8080)] {
+            running.push((bytes, peer::start_transfer(&scene.client, &to, bytes, seed as u64 + 1)?));
+        }
+    }
+    for (bytes, transfer) in running {
+        let seen = transfer.wait()?;
+        ensure!(seen.exact && seen.received == bytes, "{bytes}: {seen:?}");
+    }
+    descriptors_return(&scene.mesh, &used)
+}
