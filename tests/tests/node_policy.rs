@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use mesh_harness::manifest::authorization_policy;
+use mesh_harness::process::Process;
 use mesh_harness::{Pod, Service, needs, peer, until};
 use mesh_tests::{Mesh, Server};
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ struct Scene {
     beside: Pod,
     stranger: Pod,
     server: Server,
+    /// The same server at another port.
+    _also: Process,
     mesh: Mesh,
 }
 
@@ -35,11 +38,10 @@ impl Scene {
         let target = pod(1, "server")?;
         let process = peer::tcp_echo(&target, "server", 8080)?;
         let also = peer::tcp_echo(&target, "server", 9090)?;
-        std::mem::forget(also);
         let server = Server { process, pod: target };
         let stranger = mesh.nodes[0].pod("stranger")?;
         mesh.agents[1].wait_for_proxies(&["server", "beside"])?;
-        let scene = Self { good, bad, beside, stranger, server, mesh };
+        let scene = Self { good, bad, beside, stranger, server, _also: also, mesh };
         scene.mesh.wait_until_carried(0, &scene.good, &scene.at(8080))?;
         scene.mesh.wait_until_carried(0, &scene.bad, &scene.at(8080))?;
         Ok(scene)
@@ -87,7 +89,7 @@ fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
     let from = |source: Value| json!({"from": [{"source": source}]});
 
     let allow = policy("ALLOW", &[from(json!({"principals": [principal("good"), principal("beside")]}))]);
-    scene.put(&[allow.clone()])?;
+    scene.put(std::slice::from_ref(&allow))?;
     scene.only("ALLOW by principal", 8080, &["good", "beside"])?;
 
     // A DENY goes before any ALLOW.
@@ -119,7 +121,7 @@ fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
 
     // HTTP cannot be seen yet: such an ALLOW does not match, such a DENY denies.
     let http = json!({"to": [{"operation": {"methods": ["GET"]}}]});
-    scene.put(&[policy("ALLOW", &[http.clone()])])?;
+    scene.put(&[policy("ALLOW", std::slice::from_ref(&http))])?;
     scene.only("ALLOW by HTTP method", 8080, &[])?;
     scene.put(&[policy("DENY", &[http])])?;
     scene.only("DENY by HTTP method", 8080, &[])?;
@@ -190,7 +192,7 @@ fn nothing_fails_open_when_a_policy_cannot_be_understood() -> anyhow::Result<()>
             "from": [{"source": {"principals": [principal("good")]}}]
         })],
     );
-    scene.put(&[allow.clone()])?;
+    scene.put(std::slice::from_ref(&allow))?;
     scene.only("ALLOW by principal", 8080, &["good"])?;
     // A broken edit leaves what was in force.
     let mut broken = allow;

@@ -276,7 +276,7 @@ impl<'a> Sandbox<'a> {
         let program: &mut SkLookup =
             self.ebpf.program_mut(INBOUND).context("no program inbound")?.try_into()?;
         let link = program.attach(netns)?;
-        Ok(program.take_link(link)?.try_into()?)
+        Ok(program.take_link(link)?.into())
     }
 
     /// What the kernel remembers of a socket.
