@@ -66,7 +66,7 @@ fn noted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
 #[inline(always)]
 fn watch(ctx: &SockOpsContext) {
     let Some(socket) = noted(ctx) else { return };
-    if socket.started_nanoseconds != 0
+    if (socket.started_nanoseconds != 0 || socket.flags & Socket::CALLER != 0)
         && ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err()
     {
         count::reason(Reason::NoSocketStorage);
@@ -74,13 +74,19 @@ fn watch(ctx: &SockOpsContext) {
     if socket.flags & Socket::PROXIED != 0 {
         tell_proxy(ctx, socket);
     } else if socket.flags & Socket::CALLER != 0 {
-        let key = CallerKey { source: local(ctx), destination: remote(ctx) };
+        let key = caller(ctx);
         let stranger = socket.flags & Socket::STRANGER != 0;
         let workload = if stranger { Caller::STRANGER } else { socket.workload };
-        if CALLERS.insert(&key, &Caller { workload }, u64::from(BPF_ANY)).is_err() {
+        let caller = Caller { workload, at_nanoseconds: balance::now() };
+        if CALLERS.insert(&key, &caller, u64::from(BPF_ANY)).is_err() {
             count::reason(Reason::CallersLost);
         }
     }
+}
+
+#[inline(always)]
+fn caller(ctx: &SockOpsContext) -> CallerKey {
+    CallerKey { source: local(ctx), destination: remote(ctx) }
 }
 
 /// Where the application meant to connect.
@@ -154,7 +160,15 @@ fn fin_acknowledged(ctx: &SockOpsContext) {
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
-    let Some(socket) = record(ctx) else { return };
+    let Some(socket) = noted(ctx) else { return };
+    if socket.flags & Socket::CALLER != 0 {
+        socket.flags &= !Socket::CALLER;
+        // Gone already: others were used more recently.
+        let _gone = CALLERS.remove(&caller(ctx));
+    }
+    if socket.started_nanoseconds == 0 {
+        return;
+    }
     socket.started_nanoseconds = 0;
     if balance::reused(socket.backend, socket.incarnation) {
         // Its number is another's now, and so are the counters under it.

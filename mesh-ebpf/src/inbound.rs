@@ -12,7 +12,7 @@ use mesh_common::abi::{Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol
 
 use crate::{
     address::{pick, words},
-    count,
+    balance, count,
     maps::CALLERS,
     policy,
 };
@@ -68,7 +68,7 @@ fn judge(lookup: *mut bpf_sk_lookup) -> Action {
     }
     // SAFETY: eight aligned bytes that are read at once.
     let caller = unsafe { CALLERS.get(&CallerKey { source, destination }) };
-    let (workload, verdict) = match caller {
+    let (workload, verdict) = match caller.filter(|caller| caller.is_fresh(balance::now())) {
         // The node itself: a kubelet's probe.
         Some(caller) if caller.workload == 0 => return Action::Admitted,
         Some(caller) if caller.workload != Caller::STRANGER => {

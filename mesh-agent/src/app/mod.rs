@@ -196,6 +196,7 @@ async fn serve(config: Config) -> Result<()> {
             Some(filled) = counted.recv() => owner.datapath.set_filled(filled),
             _ = housekeeping.tick() => {
                 owner.datapath.prune_counters();
+                proxies.sweep();
                 let (count, done) = (owner.datapath.count_filled(), counted_events.clone());
                 tokio::task::spawn_blocking(move || {
                     match count() {

@@ -43,6 +43,7 @@ const WAITING: usize = 256;
 pub(super) struct Proxies {
     pods: Pods,
     heartbeat: Arc<Heartbeat>,
+    guard: Arc<Guard>,
     events: mpsc::UnboundedReceiver<Event>,
     refused: mpsc::Receiver<Denial>,
     told: mpsc::Receiver<abi::Denial>,
@@ -69,7 +70,8 @@ impl Proxies {
         let heartbeat = Arc::new(owner.datapath.heartbeat()?);
         owner.beats_with(Arc::clone(&heartbeat));
         let passages = Arc::new(owner.datapath.passages()?);
-        let kernel = KernelSide { passages, guard: owner.datapath.guard()? };
+        let guard = Arc::new(owner.datapath.guard()?);
+        let kernel = KernelSide { passages, guard: Arc::clone(&guard) };
         let (events_sender, events) = mpsc::unbounded_channel();
         let (refused_sender, refused) = mpsc::channel(WAITING);
         let (told_sender, told) = mpsc::channel(WAITING);
@@ -96,7 +98,7 @@ impl Proxies {
         tasks.spawn(look_for_revoked(revocations, Arc::clone(&owner.mesh)));
         tasks.spawn(beat(Arc::clone(&heartbeat)));
         tasks.spawn(read_denials(ring, told_sender));
-        Ok(Self { pods, heartbeat, events, refused, told })
+        Ok(Self { pods, heartbeat, guard, events, refused, told })
     }
 
     /// What they have done, and use.
@@ -113,6 +115,13 @@ impl Proxies {
     pub(super) fn sync(&mut self, owner: &mut Owner) {
         if owner.take_enrolled_changed() {
             self.pods.sync(pods::enrolled(&owner.enrollment, &owner.snapshot));
+        }
+    }
+
+    /// Removes what is left of network namespaces that have gone.
+    pub(super) fn sweep(&self) {
+        if let Err(error) = self.guard.sweep() {
+            warn!(%error, "what is left of network namespaces that have gone cannot be removed");
         }
     }
 
@@ -175,7 +184,7 @@ pub(super) fn figures(owner: &Owner, swept: &Sweeper) -> metrics::Policy {
 /// What the proxies ask of the kernel side.
 struct KernelSide {
     passages: Arc<Passages>,
-    guard: Guard,
+    guard: Arc<Guard>,
 }
 
 impl Kernel for KernelSide {

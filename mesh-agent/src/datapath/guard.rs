@@ -27,6 +27,16 @@ impl Guard {
         Ok(guard)
     }
 
+    /// Puts this agent's program in the place of an earlier agent's wherever that is in force, since the maps may be others now.
+    pub fn renew(&self) -> Result<()> {
+        for pin in pins::entries(&self.folder).context("listing network namespaces")? {
+            let link = sys::object(&pin).with_context(|| format!("opening {}", pin.display()))?;
+            sys::replace_program(link.as_fd(), self.program.as_fd())
+                .with_context(|| format!("replacing the program of {}", pin.display()))?;
+        }
+        Ok(())
+    }
+
     /// Puts this agent's program in force in the namespace: in the place of an earlier agent's, without a moment between, or anew.
     pub fn guard(&self, netns: BorrowedFd<'_>, cookie: u64) -> Result<()> {
         let pin = self.pin(cookie);
@@ -57,7 +67,8 @@ impl Guard {
         Ok(pins::entries(&self.folder)?.into_iter().filter_map(name).collect())
     }
 
-    fn sweep(&self) -> io::Result<()> {
+    /// Removes the links of namespaces that have gone.
+    pub fn sweep(&self) -> io::Result<()> {
         for pin in pins::entries(&self.folder)? {
             if !sys::has_netns(sys::object(&pin)?.as_fd())? {
                 fs::remove_file(&pin)?;

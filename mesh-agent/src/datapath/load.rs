@@ -185,6 +185,8 @@ impl Loaded {
     /// before what rewrites.
     pub fn attach(&mut self) -> Result<Vec<Attached>> {
         let cgroup_id = self.cgroup.metadata().context("reading the cgroup root")?.ino();
+        // Whoever comes in is judged by what `connection` notes: the two must not be on different maps.
+        self.guard()?.renew()?;
         let mut attached = Vec::with_capacity(PROGRAMS.len());
         for name in PROGRAMS {
             let pin = self.pins.link(name);

@@ -68,8 +68,7 @@ impl Passages {
     /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not known.
     pub fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
         let key = CallerKey { source: endpoint(source), destination: endpoint(destination) };
-        let caller = self.callers.get(&key, 0).ok().map(|caller| caller.workload);
-        caller.filter(|workload| *workload != Caller::STRANGER)
+        self.callers.get(&key, 0).ok().map(|caller| caller.workload)
     }
 
     /// How many clients are shown.

@@ -118,7 +118,7 @@ impl Mesh {
 
     /// Whether somebody was at that address a while ago, and nobody is now.
     pub fn has_gone(&self, address: IpAddr) -> bool {
-        self.read().gone.contains_key(&address)
+        self.read().gone.get(&address).is_some_and(|since| since.elapsed() < REMEMBERED)
     }
 
     /// Ends what has had its grace time.
@@ -235,6 +235,16 @@ impl Held {
 
     fn come(&mut self, uid: &str, address: IpAddr, workload: &Arc<Workload>, deadline: Instant) {
         self.gone.remove(&address);
+        if let Some(there) = self.by_address.get(&address)
+            && there.uid() != uid
+            && rank(there) > rank(workload)
+        {
+            // It may wait until that one has left.
+            let others = self.outdone.entry(address).or_default();
+            others.retain(|other| other.uid() != uid);
+            others.push(Arc::clone(workload));
+            return;
+        }
         let Some(outdone) = self.by_address.insert(address, Arc::clone(workload)) else { return };
         if outdone.uid() == uid {
             // The same under another identity: whoever meant the old one has to ask again.
@@ -254,14 +264,17 @@ impl Held {
         let next = match others {
             Some(others) => {
                 others.retain(|other| other.uid() != uid);
-                others.last().map(Arc::clone)
+                // The last of the best.
+                others.iter().max_by_key(|other| rank(other)).map(Arc::clone)
             }
             None => None,
         };
         if self.by_address.get(&address).is_some_and(|there| there.uid() == uid) {
             let gone = match next {
                 Some(next) => {
-                    self.outdone.get_mut(&address).map(Vec::pop);
+                    if let Some(others) = self.outdone.get_mut(&address) {
+                        others.retain(|other| !Arc::ptr_eq(other, &next));
+                    }
                     self.by_address.insert(address, next)
                 }
                 None => self.by_address.remove(&address),
@@ -287,6 +300,18 @@ impl Held {
             }
             self.services.insert(Arc::clone(key), backed);
         }
+    }
+}
+
+/// How much a workload's claim to an address weighs. A pod's is told by its node; that of an entry, and of an endpoint without a workload
+/// behind it, by whoever writes manifests in some namespace, who must not take a pod out of its own policies.
+fn rank(workload: &Workload) -> u8 {
+    let uid = workload.uid();
+    let kind = uid.split('/').nth(2).unwrap_or_default();
+    match kind {
+        "Pod" => 2,
+        "WorkloadEntry" => 1,
+        _ => 0,
     }
 }
 

@@ -15,10 +15,10 @@ mod outward;
 mod pod;
 mod revoked;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -71,8 +71,38 @@ struct Shared {
     places: Places,
     figures: Arc<Figures>,
     sweeper: Sweeper,
+    guards: Guards,
     /// It has been said that processes cannot be seen.
     complained: AtomicBool,
+}
+
+/// How many workloads are in each network namespace that is guarded.
+#[derive(Default)]
+struct Guards(Mutex<HashMap<u64, usize>>);
+
+impl Guards {
+    fn used(&self, cookie: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(cookie).or_default() += 1;
+    }
+
+    /// Whether that was the last one.
+    fn left(&self, cookie: u64) -> bool {
+        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match users.get_mut(&cookie) {
+            Some(more) if *more > 1 => {
+                *more -= 1;
+                false
+            }
+            Some(_) | None => {
+                users.remove(&cookie);
+                true
+            }
+        }
+    }
+
+    fn is_used(&self, cookie: u64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&cookie)
+    }
 }
 
 /// The proxies of this node. Dropped, they all end at once.
@@ -112,6 +142,7 @@ impl Pods {
             events,
             places: Places::new(cgroups)?,
             sweeper: Sweeper::default(),
+            guards: Guards::default(),
             figures: Arc::default(),
             complained: AtomicBool::new(false),
         });

@@ -60,7 +60,8 @@ pub(super) async fn run(
     let uid = Arc::clone(&wanted.borrow().uid);
     loop {
         let (shared, uid) = (Arc::clone(&shared), Arc::clone(&uid));
-        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since: Instant::now() };
+        let since = Instant::now();
+        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, left: None };
         let (shared, uid) = (Arc::clone(&pod.shared), Arc::clone(&pod.uid));
         // A task of its own, so that an error in it does not leave the workload without anybody who knows.
         match tokio::spawn(pod.run()).await {
@@ -91,6 +92,8 @@ struct Pod {
     phase: watch::Receiver<Phase>,
     /// Since when something has been awaited.
     since: Instant,
+    /// The namespace that it was in last. It stays guarded: the workload may come back to it.
+    left: Option<u64>,
 }
 
 /// Why waiting has ended.
@@ -109,6 +112,11 @@ impl Pod {
                 return;
             }
             self.since = Instant::now();
+        }
+        // Nobody else's, and not the agent's end.
+        let stopped = *self.phase.borrow() >= Phase::Draining;
+        if let Some(left) = self.left.filter(|left| !stopped && !self.shared.guards.is_used(*left)) {
+            self.shared.kernel.unguard(left);
         }
     }
 
@@ -150,7 +158,12 @@ impl Pod {
     async fn inside(&mut self, mut found: Found) -> bool {
         let entered = found.file.try_clone().and_then(Namespace::enter).map_err(anyhow::Error::from);
         let guarded = entered.and_then(|namespace| {
-            self.shared.kernel.guard(&found.file, namespace.cookie())?;
+            self.shared.guards.used(namespace.cookie());
+            let guarded = self.shared.kernel.guard(&found.file, namespace.cookie());
+            if guarded.is_err() {
+                self.shared.guards.left(namespace.cookie());
+            }
+            guarded?;
             Ok(namespace)
         });
         let namespace = match guarded {
@@ -173,7 +186,12 @@ impl Pod {
             return false;
         }
         self.shared.tell(Event::Gone { uid: Arc::clone(&self.uid) });
-        self.shared.kernel.unguard(cookie);
+        // Of several workloads in one namespace, the last takes the guard away.
+        let last = self.shared.guards.left(cookie);
+        self.left = Some(cookie);
+        if ended == Woken::Removed && last {
+            self.shared.kernel.unguard(cookie);
+        }
         ended != Woken::Removed
     }
 

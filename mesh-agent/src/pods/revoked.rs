@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::abi;
 use tokio::time::sleep;
 use tracing::debug;
 
@@ -27,7 +28,6 @@ pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drai
         while changed.changed().await.is_ok() {
             for pause in LOOKS {
                 sleep(pause).await;
-                changed.mark_unchanged();
                 look(&shared, &pod).await;
             }
         }
@@ -59,6 +59,7 @@ impl Judge for Now {
     fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller> {
         self.shared.kernel.caller(remote, local).map(|caller| match caller {
             0 => Caller::Node,
+            abi::Caller::STRANGER => Caller::Stranger,
             workload => Caller::Workload(workload),
         })
     }
@@ -67,6 +68,7 @@ impl Judge for Now {
         let source = match caller {
             // As when it came in.
             Caller::Node => return true,
+            Caller::Stranger => None,
             Caller::Workload(identity) => self.shared.mesh.neighbour(identity),
             // The kernel remembers callers for a while; a neighbour is also known by its address.
             Caller::Unknown => {

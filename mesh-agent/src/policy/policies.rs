@@ -235,6 +235,11 @@ impl Policies {
         self.numbers.name(number).cloned()
     }
 
+    /// Whether policies apply to some workload of this node.
+    pub fn guard_here(&self) -> bool {
+        self.sources.values().any(|source| self.classes.set_of(&source.workload) != 0)
+    }
+
     /// The ALLOW policies of a set, of which none matches where a verdict bears no policy.
     pub fn asking(&self, set: u32) -> Option<Arc<str>> {
         self.sets.get(set)?.asking()

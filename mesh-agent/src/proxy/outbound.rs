@@ -22,7 +22,7 @@ use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
 use super::relay::{self, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Reason, Request};
-use super::tls::{self, Configs, Protocol, Tls};
+use super::tls::{self, Configs, Protocol, Standing, Tls};
 use super::tunnel::{self, TunnelError};
 use crate::identity::SpiffeId;
 
@@ -76,11 +76,12 @@ async fn connection(
         Ok(Way::Direct(to)) => {
             // Few go this way, and the others should not be as large.
             let mut relayed = Box::pin(direct(&outbound, &application, to));
-            unless_revoked(&outbound, &dialled, changed, relayed.as_mut()).await
+            unless_revoked(&outbound, &dialled, None, changed, relayed.as_mut()).await
         }
         Ok(Way::Tunnel(stream)) => {
+            let standing = stream.standing();
             let relayed = pin!(tunnelled(&outbound, &mut application, dialled.endpoint.as_ref(), stream));
-            unless_revoked(&outbound, &dialled, changed, relayed).await
+            unless_revoked(&outbound, &dialled, standing, changed, relayed).await
         }
     };
     if matches!(outcome, Outcome::Ended(_)) {
@@ -131,12 +132,14 @@ async fn find_way(outbound: &Outbound, application: &TcpStream, peer: SocketAddr
 async fn unless_revoked(
     outbound: &Outbound,
     dialled: &Dialled,
+    standing: Option<Standing>,
     mut changed: watch::Receiver<u64>,
     relayed: Pin<&mut impl Future<Output = Outcome>>,
 ) -> Outcome {
     let revoked = async {
         while changed.changed().await.is_ok() {
-            if !outbound.host.still(dialled) {
+            let distrusted = standing.as_ref().is_some_and(Standing::is_revoked);
+            if distrusted || !outbound.host.still(dialled) {
                 return;
             }
         }
@@ -146,7 +149,7 @@ async fn unless_revoked(
         outcome = relayed => outcome,
         () = revoked => {
             count(&outbound.allowance.counts.revoked);
-            Outcome::Cut(Moved::default(), "its endpoint has gone, or policy no longer permits it".to_owned())
+            Outcome::Cut(Moved::default(), "its endpoint has gone, its certificate was revoked, or policy no longer permits it".to_owned())
         }
     }
 }
@@ -197,6 +200,16 @@ async fn direct(outbound: &Outbound, application: &TcpStream, to: SocketAddr) ->
 enum Stream {
     Own(Box<Tls>),
     Http2(Box<(SendStream<Bytes>, RecvStream, Slot)>),
+}
+
+impl Stream {
+    /// Of the peer's certificate. Many streams of HTTP/2 share one, whose server looks after it.
+    fn standing(&self) -> Option<Standing> {
+        match self {
+            Self::Own(tls) => Some(tls.standing.clone()),
+            Self::Http2(_) => None,
+        }
+    }
 }
 
 /// Why an endpoint gives no stream.

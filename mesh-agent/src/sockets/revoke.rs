@@ -18,6 +18,8 @@ pub enum Caller {
     Workload(u64),
     /// A process of the node itself.
     Node,
+    /// A process of this node that is nobody's: without identity, whatever address it has.
+    Stranger,
     /// From elsewhere, without identity.
     Unknown,
 }
@@ -56,7 +58,9 @@ pub fn revoke<'a>(
         .collect();
     let decide = |socket: &'a Connection| {
         let (local, remote) = (socket.local, socket.remote);
-        let ours = PROXY.contains(&local.port()) || remote.port() == TUNNEL;
+        // Whoever comes in may come from any port.
+        let tunnel = remote.port() == TUNNEL && !listening.contains(&local.port());
+        let ours = PROXY.contains(&local.port()) || tunnel;
         let inside = remote.ip().is_loopback() || pod.contains(&remote.ip());
         if socket.state == State::Listen || ours || inside {
             return None;

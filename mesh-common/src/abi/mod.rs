@@ -29,7 +29,9 @@ pub use pick::{Affinity, AffinityKey, descend, maglev_position, random_position,
 pub use reason::Reason;
 pub use socket::{FlowKey, FlowValue, Socket, SourceKey};
 pub use verdict::{Denial, PlainKey, Verdict, VerdictKey};
-pub use workload::{WorkloadIdentity, identity_of};
+pub use workload::WorkloadIdentity;
+#[cfg(feature = "user")]
+pub use workload::identity_of;
 
 /// Names of the maps, as they are in the object and under the pin path. A map whose key or meaning changes gets another name;
 /// a value may grow at its end under the old one.

@@ -49,10 +49,22 @@ const _: () = assert!(size_of::<CallerKey>() == 40);
 pub struct Caller {
     /// Identity of the workload; 0: a process of the node itself, a kubelet's probe for example; [`Caller::STRANGER`].
     pub workload: u64,
+    /// When it was made, in nanoseconds of the monotonic clock.
+    pub at_nanoseconds: u64,
 }
-const _: () = assert!(size_of::<Caller>() == 8);
+const _: () = assert!(size_of::<Caller>() == 16);
 
 impl Caller {
+    /// So long a connection may be on its way, its first segment sent again and again. What is older is believed of no new one: it may be another's,
+    /// which came from outside, where nobody notes it.
+    pub const FRESH_NANOSECONDS: u64 = 10_000_000_000;
+
+    /// Whether it may be believed of a connection that comes now.
+    #[inline(always)]
+    pub const fn is_fresh(&self, now_nanoseconds: u64) -> bool {
+        now_nanoseconds.wrapping_sub(self.at_nanoseconds) < Self::FRESH_NANOSECONDS
+    }
+
     /// A process of a pod that is no workload. It is noted, so that nobody is taken for whoever had its address and port before.
     pub const STRANGER: u64 = u64::MAX;
 }

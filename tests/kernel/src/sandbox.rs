@@ -255,6 +255,21 @@ impl<'a> Sandbox<'a> {
         found(callers.get(&CallerKey { source: endpoint(source), destination: endpoint(destination) }, 0))
     }
 
+    /// Notes a caller by hand: now, or long ago.
+    pub fn note_caller(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        workload: u64,
+        fresh: bool,
+    ) -> Result<()> {
+        let mut callers: HashMap<_, CallerKey, Caller> = HashMap::try_from(self.map_mut(map::CALLERS)?)?;
+        let key = CallerKey { source: endpoint(source), destination: endpoint(destination) };
+        // The clock began at boot: half of all its time away is not now.
+        let at_nanoseconds = if fresh { self::now()? } else { u64::MAX / 2 };
+        Ok(callers.insert(key, Caller { workload, at_nanoseconds }, 0)?)
+    }
+
     /// The client that an application sees behind the proxy's end of a connection.
     pub fn client(&mut self, netns: u64, source: SocketAddr, client: SocketAddr) -> Result<()> {
         let mut clients: HashMap<_, ClientKey, Endpoint> = HashMap::try_from(self.map_mut(map::CLIENTS)?)?;
@@ -335,6 +350,13 @@ fn found<V>(result: Result<V, MapError>) -> Result<Option<V>> {
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The clock of the kernel programs.
+fn now() -> Result<u64> {
+    let uptime = std::fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
+    let seconds: f64 = uptime.split(' ').next().unwrap_or_default().parse()?;
+    Ok((seconds * 1e9) as u64)
 }
 
 /// The number that a test's backend has.

@@ -211,7 +211,8 @@ impl Owner {
     }
 
     fn tell_guarded(&mut self) {
-        let guarded = self.datapath.peers().is_guarded();
+        // Whether the kernel has room for them or not.
+        let guarded = self.policies.guard_here() || self.datapath.peers().is_guarded();
         if let Some(heartbeat) = &self.heartbeat
             && let Err(error) = heartbeat.guarded(guarded)
         {

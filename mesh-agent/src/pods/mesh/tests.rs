@@ -173,3 +173,23 @@ fn other_endpoints_of_a_service_are_those_that_were_not_tried() {
     world.apply(removal(&["shop/web.shop.svc"]));
     assert!(world.mesh.others(dialled, &[]).is_empty() && world.mesh.host(dialled.ip()).is_none());
 }
+
+#[test]
+fn no_entry_takes_a_pods_address() {
+    const ENTRY: &str = "c/networking.istio.io/WorkloadEntry/evil/web";
+    const INLINE: &str = "c/networking.istio.io/ServiceEntry/evil/web/10.0.0.1";
+    for first in [A, ENTRY, INLINE] {
+        let mut world = World::new();
+        for uid in [first, A, ENTRY, INLINE] {
+            world.pod(uid, "10.0.0.1", &[]);
+        }
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A), "{first} came first");
+        world.apply(removal(&[A]));
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(ENTRY), "{first} came first");
+        world.apply(removal(&[ENTRY]));
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(INLINE), "{first} came first");
+        world.apply(removal(&[INLINE]));
+        assert_eq!(world.name("10.0.0.1:80"), None);
+        assert!(world.mesh.read().outdone.is_empty() && world.mesh.read().by_uid.is_empty());
+    }
+}

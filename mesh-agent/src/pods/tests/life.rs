@@ -35,13 +35,13 @@ async fn what_was_open_is_reset_when_the_last_process_ends() {
     let Some(mut world) = World::new().await else { return };
     let (mut near, mut far) = world.joined(false, 8080).await;
     passes(&mut near, &mut far, b"hello").await;
-    let cookie = world.server_pod.inside.cookie();
     world.server.processes(&[]);
     world.server_pod.kill();
     world.server.gone().await;
     is_reset(&mut near).await;
     is_reset(&mut far).await;
-    assert_eq!(*world.server.kernel.unguarded.lock().unwrap(), [cookie]);
+    // Whoever listens there next may be the workload again, before anybody has looked.
+    assert!(world.server.kernel.unguarded.lock().unwrap().is_empty());
     assert!(world.server.kernel.clients.lock().unwrap().is_empty());
     assert_eq!(world.server.pods.figures().inbound.counts.stopped.load(Ordering::Relaxed), 1);
     let closed = world.server_pod.inside.connect(world.server_pod.at(false, 15008)).await;
@@ -61,11 +61,11 @@ async fn a_sandbox_that_begins_anew_is_served_in_its_new_namespace() {
     let address = format!("{}/24", next.addresses[0]);
     next.net.ip(&["addr", "add", &address, "dev", "lo"]);
     next.net.ip(&["addr", "add", &format!("{}/128", next.addresses[1]), "dev", "lo", "nodad"]);
-    let old = world.server_pod.inside.cookie();
     world.server.processes(&[next.process.id()]);
     world.server_pod.kill();
     world.server.gone().await;
-    assert_eq!(*world.server.kernel.unguarded.lock().unwrap(), [old]);
+    // The old namespace stays guarded for as long as it is there.
+    assert!(world.server.kernel.unguarded.lock().unwrap().is_empty());
     world.server.ready().await;
     assert_eq!(world.server.proxy.unwrap().netns, next.inside.cookie());
     next.inside.connect(next.at(false, 15008)).await.unwrap();

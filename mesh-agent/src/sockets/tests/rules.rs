@@ -19,7 +19,7 @@ impl Judge for Strict {
         match caller {
             Caller::Workload(number) => number == 1,
             Caller::Node => true,
-            Caller::Unknown => local.port() != 80,
+            Caller::Unknown | Caller::Stranger => local.port() != 80,
         }
     }
 
