@@ -31,8 +31,13 @@ impl Guard {
     pub fn renew(&self) -> Result<()> {
         for pin in pins::entries(&self.folder).context("listing network namespaces")? {
             let link = sys::object(&pin).with_context(|| format!("opening {}", pin.display()))?;
-            sys::replace_program(link.as_fd(), self.program.as_fd())
-                .with_context(|| format!("replacing the program of {}", pin.display()))?;
+            match sys::replace_program(link.as_fd(), self.program.as_fd()) {
+                // The namespace has just gone.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                replaced => {
+                    replaced.with_context(|| format!("replacing the program of {}", pin.display()))?;
+                }
+            }
         }
         Ok(())
     }
