@@ -1,4 +1,4 @@
-//! Responses of a control plane, with the resources in them.
+//! Responses of a control plane, with the resources in them: workloads and services, and policies.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -6,18 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use libfuzzer_sys::fuzz_target;
 use mesh_agent::config::NodeConfig;
 use mesh_agent::snapshot::Interner;
-use mesh_agent::xds::session::{Session, Step};
-use mesh_common::api::ADDRESS_TYPE;
+use mesh_agent::xds::session::{Kind, Session, Step};
 use mesh_common::api::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use prost::Message as _;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(mut response) = DeltaDiscoveryResponse::decode(bytes) else { return };
-    // Found by chance too seldom.
-    response.type_url = ADDRESS_TYPE.to_owned();
-    for resource in response.resources.iter_mut().filter_map(|resource| resource.resource.as_mut()) {
-        resource.type_url = ADDRESS_TYPE.to_owned();
-    }
+    let Ok(response) = DeltaDiscoveryResponse::decode(bytes) else { return };
     let node = NodeConfig {
         name: "n".to_owned(),
         ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -27,15 +21,24 @@ fuzz_target!(|bytes: &[u8]| {
         region: None,
         zone: None,
     };
-    let (nonce, sent) = (response.nonce.clone(), response.resources.len());
     let mut session = Session::new(&node, Interner::default());
-    match session.response(response) {
-        // What is refused is named, once for each resource at most.
-        Step::Apply(change) => {
-            assert!(change.rejected.len() <= sent);
-            let answer = session.answer(nonce, &change.rejected);
-            assert_eq!(answer.error_detail.is_some(), !change.rejected.is_empty());
+    for kind in [Kind::Addresses, Kind::Policies] {
+        let mut response = response.clone();
+        // Found by chance too seldom.
+        response.type_url = kind.url().to_owned();
+        for resource in response.resources.iter_mut().filter_map(|resource| resource.resource.as_mut()) {
+            resource.type_url = kind.url().to_owned();
         }
-        Step::Refuse { reason, .. } | Step::Leave { reason } => assert!(!reason.is_empty()),
+        let (nonce, sent) = (response.nonce.clone(), response.resources.len());
+        match session.response(response) {
+            // What is refused is named, once for each resource at most.
+            Step::Apply(change) => {
+                let rejected = change.update.rejected();
+                assert!(change.kind == kind && rejected.len() <= sent);
+                let answer = session.answer(kind, nonce, &rejected);
+                assert_eq!(answer.error_detail.is_some(), !rejected.is_empty());
+            }
+            Step::Refuse { reason, .. } | Step::Leave { reason } => assert!(!reason.is_empty()),
+        }
     }
 });
