@@ -1,6 +1,8 @@
 //! Wires the subsystems together.
 
 mod certificates;
+mod denials;
+mod figures;
 mod memory;
 mod owner;
 mod pods;
@@ -58,7 +60,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         Ok(descriptors) => info!(descriptors, "a proxied connection takes two of them"),
         Err(error) => warn!(%error, "the limit of descriptors stays as it was"),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(serve(config))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -158,9 +160,14 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(admin::serve_admin(socket, asking.clone()));
     tasks.spawn(admin::serve_metrics(port, asking));
 
-    let (figures, swept) = (proxies.figures(), proxies.sweeper());
-    let view =
-        views::Context { config: config.clone(), watch: watched.stats, servers, proxies: figures, swept };
+    let view = views::Context {
+        config: config.clone(),
+        watch: watched.stats,
+        servers,
+        proxies: proxies.figures(),
+        swept: proxies.sweeper(),
+        untold: proxies.untold(),
+    };
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut housekeeping = interval(HOUSEKEEPING);
@@ -193,14 +200,14 @@ async fn serve(config: Config) -> Result<()> {
                 }
             }
             _ = tick.tick() => owner.tick(Instant::now()),
-            Some(filled) = counted.recv() => owner.datapath.set_filled(filled),
+            Some(counts) = counted.recv() => owner.datapath.set_counted(counts),
             _ = housekeeping.tick() => {
                 owner.datapath.prune_counters();
-                proxies.sweep();
-                let (count, done) = (owner.datapath.count_filled(), counted_events.clone());
+                proxies.sweep(owner.is_complete());
+                let (count, done) = (owner.datapath.count(), counted_events.clone());
                 tokio::task::spawn_blocking(move || {
                     match count() {
-                        Ok(filled) => drop(done.blocking_send(filled)),
+                        Ok(counts) => drop(done.blocking_send(counts)),
                         Err(error) => warn!(%error, "the maps cannot be counted"),
                     }
                     memory::give_back();

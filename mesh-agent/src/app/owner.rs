@@ -139,6 +139,11 @@ impl Owner {
         );
     }
 
+    /// Whether the control plane has told everything once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.source == Source::ControlPlane
+    }
+
     /// Puts a change in force; the resources that could not be.
     pub(super) fn apply(
         &mut self,

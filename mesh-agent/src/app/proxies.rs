@@ -5,37 +5,33 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use aya::maps::{MapData, RingBuf};
 use mesh_common::abi;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
+use super::denials::{self, Untold};
 use super::owner::Owner;
 use super::pods;
 use crate::config::Config;
 use crate::datapath::guard::Guard;
-use crate::datapath::passages::{self, BEAT, Heartbeat, Passages, socket_address};
-use crate::identity::{Certificates, spiffe_of};
-use crate::metrics;
+use crate::datapath::passages::{BEAT, Heartbeat, Passages, socket_address};
+use crate::identity::Certificates;
 use crate::pods::figures::Figures;
 use crate::pods::host::{Denial, Event, Judge, Kernel, Original};
 use crate::pods::mesh::Mesh;
 use crate::pods::{Parts, Pods};
-use crate::policy::{self, Caller, NO_MATCH, NOT_ARRIVED, Refusal};
+use crate::proxy::threads::Threads;
 use crate::proxy::tls::Revocations;
-use crate::snapshot::Workload;
 use crate::sockets::Sweeper;
 
 /// How often revocation lists are looked at.
 const REVOKED: Duration = Duration::from_secs(5);
-/// How often denials are read.
-const LOOK: Duration = Duration::from_millis(100);
 /// Denials that wait for the owner.
 const WAITING: usize = 256;
 
@@ -47,6 +43,7 @@ pub(super) struct Proxies {
     events: mpsc::UnboundedReceiver<Event>,
     refused: mpsc::Receiver<Denial>,
     told: mpsc::Receiver<abi::Denial>,
+    untold: Untold,
 }
 
 /// What was heard.
@@ -80,6 +77,10 @@ impl Proxies {
                 .map_err(|reason| anyhow::anyhow!("--crl: {}: {reason}", path.display()))?,
             None => Revocations::none(),
         };
+        let untold = Untold::default();
+        let missed = Arc::clone(&untold);
+        let threads =
+            Threads::start(config.proxy.threads).context("starting the threads of the node proxy")?;
         let pods = Pods::new(Parts {
             cgroups: config.datapath.cgroup_root.clone(),
             kernel: Arc::new(kernel),
@@ -89,21 +90,31 @@ impl Proxies {
             protocols: config.proxy.protocols.clone(),
             revocations: Arc::clone(&revocations),
             limits: config.proxy.limits,
-            // What the owner has no time for is counted by the proxies all the same.
-            denied: Arc::new(move |denial| drop(refused_sender.try_send(denial))),
+            denied: Arc::new(move |denial| {
+                // The owner has no time for it: the proxies count it as refused all the same.
+                if refused_sender.try_send(denial).is_err() {
+                    missed.fetch_add(1, Relaxed);
+                }
+            }),
+            threads: threads.clone(),
             events: events_sender,
         })
         .context("starting the node proxy")?;
         let ring = owner.datapath.denials()?;
         tasks.spawn(look_for_revoked(revocations, Arc::clone(&owner.mesh)));
-        tasks.spawn(beat(Arc::clone(&heartbeat)));
-        tasks.spawn(read_denials(ring, told_sender));
-        Ok(Self { pods, heartbeat, guard, events, refused, told })
+        tasks.spawn(beat(Arc::clone(&heartbeat), threads));
+        tasks.spawn(denials::read(ring, told_sender, Arc::clone(&untold)));
+        Ok(Self { pods, heartbeat, guard, events, refused, told, untold })
     }
 
     /// What they have done, and use.
     pub(super) fn figures(&self) -> Arc<Figures> {
         self.pods.figures()
+    }
+
+    /// Denials that nobody has been told of.
+    pub(super) fn untold(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.untold)
     }
 
     /// What has become of connections that may no longer be.
@@ -118,10 +129,18 @@ impl Proxies {
         }
     }
 
-    /// Removes what is left of network namespaces that have gone.
-    pub(super) fn sweep(&self) {
+    /// Removes what is left of network namespaces that have gone, and takes the program out of those that no workload is in any more;
+    /// who that is shows only when all of the mesh is known (`complete`).
+    pub(super) fn sweep(&self, complete: bool) {
         if let Err(error) = self.guard.sweep() {
             warn!(%error, "what is left of network namespaces that have gone cannot be removed");
+        }
+        let Some(used) = self.pods.namespaces().filter(|_| complete) else { return };
+        let unguarded = self.guard.retain(|cookie| used.contains(&cookie));
+        match unguarded {
+            Ok(0) => {}
+            Ok(count) => info!(count, "network namespaces without a workload are guarded no more"),
+            Err(error) => warn!(%error, "network namespaces without a workload cannot be released"),
         }
     }
 
@@ -146,41 +165,6 @@ impl Proxies {
     }
 }
 
-/// The part of a scrape that is about policy.
-pub(super) fn figures(owner: &Owner, swept: &Sweeper) -> metrics::Policy {
-    let counts = owner.policies.counts();
-    let understood = counts.policies.saturating_sub(counts.not_understood);
-    let swept = swept.counts();
-    metrics::Policy {
-        complete: counts.complete,
-        policies: vec![
-            ("understood", understood as u64),
-            ("not-understood", counts.not_understood as u64),
-            ("awaited", counts.awaited as u64),
-        ],
-        refusing: vec![
-            ("policies-not-arrived", counts.refusing_not_arrived as u64),
-            ("policy-missing", counts.refusing as u64),
-        ],
-        left_out: (counts.left_out + counts.plain_left_out) as u64,
-        unplaced: owner.unplaced() as u64,
-        write_failures: counts.write_failures,
-        denials: owner
-            .denials
-            .counts()
-            .map(|(policy, side, count)| (policy.to_owned(), side.name(), count))
-            .collect(),
-        destroyed: [
-            ("policy", &swept.policy),
-            ("endpoint-gone", &swept.gone),
-            ("unsupported", &swept.unsupported),
-            ("failed", &swept.failed),
-        ]
-        .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
-        .to_vec(),
-    }
-}
-
 /// What the proxies ask of the kernel side.
 struct KernelSide {
     passages: Arc<Passages>,
@@ -189,7 +173,13 @@ struct KernelSide {
 
 impl Kernel for KernelSide {
     fn take_original(&self, netns: u64, source: SocketAddr) -> Option<Original> {
-        let found = self.passages.take_original(netns, source)?;
+        let found = match self.passages.take_original(netns, source) {
+            Ok(found) => found?,
+            Err(error) => {
+                warn!(%error, "where a connection was meant to go could not be read");
+                return None;
+            }
+        };
         Some(Original {
             dialled: socket_address(&found.dialled)?,
             chosen: socket_address(&found.chosen),
@@ -243,13 +233,17 @@ async fn look_for_revoked(revocations: Arc<Revocations>, mesh: Arc<Mesh>) {
     }
 }
 
-/// Says several times a second that the proxy is alive, for as long as this task gets its turn.
-async fn beat(heartbeat: Arc<Heartbeat>) {
+/// Says several times a second that the proxy is alive, for as long as all its threads do their work.
+async fn beat(heartbeat: Arc<Heartbeat>, threads: Threads) {
     let mut due = interval(BEAT);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complained = false;
     loop {
         due.tick().await;
+        if !threads.answer().await {
+            error!("a thread of the node proxy has ended");
+            return;
+        }
         match heartbeat.beat() {
             Ok(()) => complained = false,
             Err(error) if !complained => {
@@ -261,81 +255,14 @@ async fn beat(heartbeat: Arc<Heartbeat>) {
     }
 }
 
-/// Reads what the kernel programs tell of denials. What there is no room for is counted by the programs. Looking often enough is simpler than being
-/// woken, and the ring holds what comes in between.
-async fn read_denials(mut ring: RingBuf<MapData>, told: mpsc::Sender<abi::Denial>) {
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        look.tick().await;
-        while let Some(denial) = ring.next().map(|bytes| passages::denial(&bytes)) {
-            match denial {
-                // The agent may be about to end.
-                Ok(denial) => drop(told.send(denial).await),
-                Err(error) => warn!(%error, "what the kernel programs told cannot be read"),
-            }
-        }
-    }
-}
-
 impl Owner {
     /// Takes in what was heard of the proxies.
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
             Heard::Event(Event::Proxy { uid, proxy }) => self.proxy(&uid, Some(proxy)),
             Heard::Event(Event::Gone { uid }) => self.proxy(&uid, None),
-            Heard::Refused(denial) => self.denials.tell(pods::refusal(denial), Instant::now()),
+            Heard::Refused(denial) => self.denials.tell(denials::refusal(denial), Instant::now()),
             Heard::Told(denial) => self.kernel_denied(&denial),
         }
-    }
-
-    /// Takes in a denial of the kernel programs.
-    fn kernel_denied(&mut self, denial: &abi::Denial) {
-        let side = match denial.side {
-            abi::Denial::CLIENT => policy::Side::Client,
-            _ => policy::Side::Server,
-        };
-        let policy = match denial.verdict {
-            // No verdict, so none has been written yet.
-            abi::Verdict { action: 0, .. } => NOT_ARRIVED.into(),
-            abi::Verdict { policy: 0, .. } => {
-                self.policies.asking(denial.policies).unwrap_or_else(|| NO_MATCH.into())
-            }
-            abi::Verdict { policy, .. } => {
-                self.policies.name(policy).unwrap_or_else(|| format!("number {policy}").into())
-            }
-        };
-        let refusal = Refusal {
-            at: SystemTime::now(),
-            side,
-            source: self.end(denial.source_workload, socket_address(&denial.source)),
-            destination: self.end(denial.destination_workload, socket_address(&denial.destination)),
-            policy,
-            rule: (denial.verdict.policy != 0).then_some(usize::from(denial.verdict.rule)),
-            cause: None,
-        };
-        self.denials.tell(refusal, Instant::now());
-    }
-
-    fn end(&self, workload: u64, address: Option<SocketAddr>) -> Caller {
-        let by_identity =
-            || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
-        // Of workloads of other nodes only the address is known here.
-        let by_address = || {
-            let found = self.mesh.at(address?.ip())?;
-            (abi::identity_of(&found.uid()).0 == workload).then_some(found)
-        };
-        match by_identity().or_else(by_address) {
-            Some(found) => known(&found, address),
-            None => Caller { address, ..Caller::default() },
-        }
-    }
-}
-
-fn known(workload: &Workload, address: Option<SocketAddr>) -> Caller {
-    Caller {
-        workload: Some(workload.uid()),
-        identity: spiffe_of(workload).ok().map(|identity| identity.to_string()),
-        address,
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
 use tracing::warn;
 
 use super::owner::Owner;
-use super::{certificates, pods, proxies};
+use super::{certificates, figures};
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
 use crate::datapath::adopt::adopt;
@@ -34,6 +35,8 @@ pub(super) struct Context {
     pub(super) proxies: Arc<Figures>,
     /// What has become of connections that may no longer be.
     pub(super) swept: Sweeper,
+    /// Denials that nobody has been told of.
+    pub(super) untold: Arc<AtomicU64>,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
@@ -219,7 +222,7 @@ fn named(owner: &mut Owner) -> Vec<Named> {
             return Vec::new();
         }
     };
-    owner.datapath.set_counted(counters.len());
+    owner.datapath.set_counters(counters.len());
     let counted: HashSet<u32> = counters.iter().map(|(key, _)| key.backend).collect();
     let ledger = owner.datapath.ledger();
     let mut services: HashMap<u32, (&Arc<str>, &ServiceKey)> = HashMap::new();
@@ -359,8 +362,8 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         snapshot_save_failures: owner.save_failures,
         refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
         certificates: certificates::figures(&owner.identities.report()),
-        policy: proxies::figures(owner, &context.swept),
-        proxy: pods::figures(&context.proxies),
+        policy: figures::of_policy(owner, &context.swept, &context.untold),
+        proxy: figures::of_proxies(&context.proxies),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Flags of the node proxy.
 
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::Args;
@@ -26,6 +27,9 @@ pub struct ProxyArgs {
     /// Connections to an endpoint that has gone are ended after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     pub endpoint_grace: f64,
+    /// Threads that carry connections [default: one for each processor, 4 at most]
+    #[arg(long, value_name = "N")]
+    pub proxy_threads: Option<usize>,
     /// Most connections of a pod through the proxy, and most to it
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     pub proxy_max_connections: usize,
@@ -57,6 +61,8 @@ pub struct ProxyConfig {
     pub drain_timeout: Duration,
     /// How long connections to an endpoint that has gone may go on.
     pub endpoint_grace: Duration,
+    /// Threads that carry connections.
+    pub threads: usize,
     /// What each side of a pod may use.
     pub limits: Limits,
 }
@@ -65,6 +71,9 @@ pub struct ProxyConfig {
 const LONGEST: f64 = 86_400.0;
 /// More permits than this, a semaphore does not have; no node has memory for as many connections.
 const MOST: usize = 1 << 24;
+/// Threads, when the user does not say how many: more would mostly sleep, and cost memory all the same.
+const THREADS: usize = 4;
+const MOST_THREADS: usize = 1024;
 
 impl ProxyArgs {
     pub(super) fn validate(&self) -> Result<ProxyConfig, ConfigError> {
@@ -96,6 +105,14 @@ impl ProxyArgs {
             crl: self.crl.clone(),
             drain_timeout: time("--drain-timeout", self.drain_timeout)?,
             endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
+            threads: match self.proxy_threads {
+                Some(threads @ 1..=MOST_THREADS) => threads,
+                Some(threads) => {
+                    let reason = format!("{threads} is not between 1 and {MOST_THREADS}");
+                    return Err(ConfigError { flag: "--proxy-threads", reason });
+                }
+                None => available_parallelism().map_or(1, usize::from).min(THREADS),
+            },
             limits: Limits {
                 connections: most("--proxy-max-connections", 1, self.proxy_max_connections)?,
                 handshakes: most("--proxy-max-handshakes", 1, self.proxy_max_handshakes)?,
@@ -143,6 +160,8 @@ mod tests {
             ("--proxy-idle-timeout", "0"),
             ("--proxy-connect-timeout", "1e9"),
             ("--proxy-max-connections", "0"),
+            ("--proxy-threads", "0"),
+            ("--proxy-threads", "99999"),
             ("--tunnel-protocols", ""),
             ("--tunnel-protocols", "h2"),
             ("--tunnel-protocols", "hbone,stream,hbone"),

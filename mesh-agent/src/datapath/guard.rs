@@ -19,12 +19,10 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// With the program of this agent; links of namespaces that have gone are removed.
+    /// With the program of this agent.
     pub fn new(program: &ProgramFd, pins: &Pins) -> Result<Self> {
         let program = program.as_fd().try_clone_to_owned().context("keeping the program `inbound`")?;
-        let guard = Self { program, folder: pins.namespaces() };
-        guard.sweep().context("removing what is left of network namespaces that have gone")?;
-        Ok(guard)
+        Ok(Self { program, folder: pins.namespaces() })
     }
 
     /// Puts this agent's program in the place of an earlier agent's wherever that is in force, since the maps may be others now.
@@ -66,10 +64,13 @@ impl Guard {
         fs::remove_file(&pin)
     }
 
-    /// The namespaces where it is in force, by their cookies.
-    pub fn guarded(&self) -> io::Result<Vec<u64>> {
+    /// Takes it out of namespaces that `used` does not know, by their cookies; how many those were.
+    pub fn retain(&self, used: impl Fn(u64) -> bool) -> io::Result<usize> {
         let name = |path: PathBuf| path.file_name().and_then(|name| name.to_str()?.parse().ok());
-        Ok(pins::entries(&self.folder)?.into_iter().filter_map(name).collect())
+        let cookies = pins::entries(&self.folder)?.into_iter().filter_map(name);
+        let unused: Vec<u64> = cookies.filter(|cookie| !used(*cookie)).collect();
+        unused.iter().try_for_each(|cookie| self.unguard(*cookie))?;
+        Ok(unused.len())
     }
 
     /// Removes the links of namespaces that have gone.

@@ -3,8 +3,7 @@
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use mesh_common::abi::{
-    Affinity, AffinityKey, Backend, CounterKey, Counters, FlowKey, FlowValue, Load, Page, Pointer, Reason,
-    ServiceKey, WorkloadIdentity, map,
+    Backend, CounterKey, Counters, Load, Page, Pointer, Reason, ServiceKey, WorkloadIdentity, map,
 };
 
 use super::adopt::Contents;
@@ -18,8 +17,6 @@ pub struct Maps {
     backends: Array<MapData, Backend>,
     loads: Array<MapData, Load>,
     workloads: HashMap<MapData, u64, WorkloadIdentity>,
-    affinity: HashMap<MapData, AffinityKey, Affinity>,
-    flows: HashMap<MapData, FlowKey, FlowValue>,
     counters: PerCpuHashMap<MapData, CounterKey, Counters>,
     reasons: PerCpuArray<MapData, u64>,
 }
@@ -27,19 +24,13 @@ pub struct Maps {
 impl Maps {
     /// Opens what is pinned.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let open = |name: &str| -> Result<Map> {
-            let path = pins.map(name);
-            let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-            Ok(Map::from_map_data(data)?)
-        };
+        let open = |name| open(pins, name);
         Ok(Self {
             services: open(map::SERVICES)?.try_into()?,
             pages: open(map::PAGES)?.try_into()?,
             backends: open(map::BACKENDS)?.try_into()?,
             loads: open(map::LOADS)?.try_into()?,
             workloads: open(map::WORKLOADS)?.try_into()?,
-            affinity: open(map::AFFINITY)?.try_into()?,
-            flows: open(map::UDP_FLOWS)?.try_into()?,
             counters: open(map::COUNTERS)?.try_into()?,
             reasons: open(map::REASONS)?.try_into()?,
         })
@@ -139,15 +130,17 @@ impl Maps {
             .collect()
     }
 
-    /// Entries of the maps that only the kernel fills: affinities and UDP flows.
-    pub fn kernel_filled(&self) -> (usize, usize) {
-        (self.affinity.keys().count(), self.flows.keys().count())
-    }
-
     /// What is counted.
     pub fn counted(&self) -> Result<Vec<CounterKey>, MapError> {
         self.counters.keys().collect()
     }
+}
+
+/// Opens a map by its name.
+pub(super) fn open(pins: &Pins, name: &str) -> Result<Map> {
+    let path = pins.map(name);
+    let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(Map::from_map_data(data)?)
 }
 
 /// What is not there need not be removed.

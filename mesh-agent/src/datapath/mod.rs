@@ -6,6 +6,7 @@
 
 pub mod adopt;
 pub mod desired;
+mod fullness;
 pub mod guard;
 pub mod ledger;
 pub mod load;
@@ -33,6 +34,7 @@ use mesh_common::abi::{CounterKey, Counters, Reason, ServiceKey, WorkloadIdentit
 use tracing::{error, info, warn};
 
 use self::desired::Frontend;
+pub use self::fullness::{Counted, Fullness};
 use self::guard::Guard;
 use self::ledger::{Change, Ledger, Refusal};
 use self::load::{Attached, Loaded};
@@ -68,21 +70,9 @@ pub struct Datapath {
     tried: Option<Arc<str>>,
     failures: u64,
     retries: u64,
-    /// Affinities and UDP flows, as they were last counted.
-    filled: (usize, usize),
-    /// Counters, as they were last counted.
+    /// Entries, as they were last counted.
+    counted: Counted,
     counters: usize,
-}
-
-/// How full a map is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fullness {
-    /// The map.
-    pub name: &'static str,
-    /// Entries in use.
-    pub entries: usize,
-    /// Its size.
-    pub capacity: u32,
 }
 
 impl Datapath {
@@ -118,7 +108,7 @@ impl Datapath {
             tried: None,
             failures: 0,
             retries: 0,
-            filled: (0, 0),
+            counted: Counted::default(),
             counters: 0,
         })
     }
@@ -341,18 +331,6 @@ impl Datapath {
         }
     }
 
-    /// Counts the entries of maps that only the kernel fills. That takes a system call for each, so it is for a thread
-    /// that may block; the result goes to [`Datapath::set_filled`].
-    pub fn count_filled(&self) -> impl FnOnce() -> Result<(usize, usize)> + Send + 'static {
-        let pins = self.loaded.pins().clone();
-        move || Ok(Maps::open(&pins)?.kernel_filled())
-    }
-
-    /// Takes what [`Datapath::count_filled`] counted.
-    pub fn set_filled(&mut self, filled: (usize, usize)) {
-        self.filled = filled;
-    }
-
     /// What is known of the services in the kernel.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -386,10 +364,7 @@ impl Datapath {
 
     /// Denials that the kernel programs tell of.
     pub fn denials(&self) -> Result<aya::maps::RingBuf<aya::maps::MapData>> {
-        let path = self.loaded.pins().map(mesh_common::abi::map::DENIALS);
-        let data =
-            aya::maps::MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-        Ok(aya::maps::Map::from_map_data(data)?.try_into()?)
+        Ok(maps::open(self.loaded.pins(), mesh_common::abi::map::DENIALS)?.try_into()?)
     }
 
     /// Services that are not in force as they should be, and why.
@@ -418,35 +393,13 @@ impl Datapath {
     }
 
     /// Takes how many [`Datapath::counters`] there were.
-    pub fn set_counted(&mut self, counters: usize) {
+    pub fn set_counters(&mut self, counters: usize) {
         self.counters = counters;
     }
 
     /// How often each reason was met.
     pub fn reasons(&self) -> Result<Vec<(Reason, u64)>> {
         self.maps.reasons().context("reading REASONS")
-    }
-
-    /// How full each map is.
-    pub fn fullness(&self) -> Vec<Fullness> {
-        use mesh_common::abi::map;
-        let (pages, backends) = self.ledger.in_use();
-        let (affinity, flows) = self.filled;
-        let (peers, proxies, verdicts, plain) = self.peers.filled();
-        let of = |name, entries, capacity| Fullness { name, entries, capacity };
-        vec![
-            of(map::SERVICES, self.ledger.entries(), self.sizes.services),
-            of(map::PAGES, pages, self.sizes.pages),
-            of(map::BACKENDS, backends, self.sizes.backends),
-            of(map::WORKLOADS, self.enrolled.len() + self.found.len(), self.sizes.workloads),
-            of(map::AFFINITY, affinity, self.sizes.affinity),
-            of(map::UDP_FLOWS, flows, self.sizes.udp_flows),
-            of(map::COUNTERS, self.counters, self.sizes.counters),
-            of(map::PEERS, peers, self.sizes.peers),
-            of(map::PROXIES, proxies, self.sizes.workloads),
-            of(map::VERDICTS, verdicts, self.sizes.verdicts),
-            of(map::PLAIN_VERDICTS, plain, self.sizes.verdicts),
-        ]
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use mesh_common::abi::{Caller, CallerKey, ClientKey, Denial, Endpoint, Node, Original, OriginalKey, map};
 
 use super::desired::map_address;
-use super::maps::gone;
+use super::maps::{gone, open};
 use super::pins::Pins;
 use super::sys;
 
@@ -42,13 +42,16 @@ impl Passages {
     }
 
     /// Where the application at `source` in the network namespace `netns` meant to connect; told once.
-    pub fn take_original(&self, netns: u64, source: SocketAddr) -> Option<Original> {
+    pub fn take_original(&self, netns: u64, source: SocketAddr) -> Result<Option<Original>, MapError> {
         let key = OriginalKey { netns, source: endpoint(source), zero: 0 };
         let mut originals = self.originals.lock().unwrap_or_else(PoisonError::into_inner);
-        let original = originals.get(&key, 0).ok()?;
-        // It was read, and if it stays it is forgotten in its time.
-        drop(originals.remove(&key));
-        Some(original)
+        let original = match originals.get(&key, 0) {
+            Ok(original) => original,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        gone(originals.remove(&key))?;
+        Ok(Some(original))
     }
 
     /// Lets the application see `client` as the peer of a connection that the proxy makes from `source` in `netns`.
@@ -69,11 +72,6 @@ impl Passages {
     pub fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
         let key = CallerKey { source: endpoint(source), destination: endpoint(destination) };
         self.callers.get(&key, 0).ok().map(|caller| caller.workload)
-    }
-
-    /// How many clients are shown.
-    pub fn clients(&self) -> usize {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).keys().count()
     }
 }
 
@@ -119,12 +117,6 @@ impl Heartbeat {
         change(node);
         if *node == before { Ok(()) } else { map.set(0, *node, 0) }
     }
-}
-
-fn open(pins: &Pins, name: &str) -> Result<Map> {
-    let path = pins.map(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-    Ok(Map::from_map_data(data)?)
 }
 
 /// An entry of the map `DENIALS`; an error: it is of another length, so another version wrote it.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use mesh_common::abi::{Address, Peer, PlainKey, Proxy, Verdict, VerdictKey, map};
 
-use super::maps::gone;
+use super::maps::{gone, open};
 use super::pins::Pins;
 
 /// The maps `PEERS`, `PROXIES`, `VERDICTS` and `PLAIN_VERDICTS`, with what is in the first two.
@@ -21,17 +21,14 @@ pub struct Peers {
     /// Addresses of each workload, by identity.
     addresses: BTreeSet<(u64, Address)>,
     local: BTreeMap<u64, Proxy>,
-    counts: (usize, usize),
+    /// Addresses of this node that policies apply to.
+    guarded: usize,
 }
 
 impl Peers {
     /// Opens what is pinned. No proxy is ready: whoever was has gone with the agent before this one.
     pub fn open(pins: &Pins) -> Result<Self> {
-        let open = |name: &str| -> Result<Map> {
-            let path = pins.map(name);
-            let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-            Ok(Map::from_map_data(data)?)
-        };
+        let open = |name| open(pins, name);
         let peers: HashMap<_, Address, Peer> = open(map::PEERS)?.try_into()?;
         let mut proxies: HashMap<_, u64, Proxy> = open(map::PROXIES)?.try_into()?;
         let verdicts: HashMap<_, VerdictKey, Verdict> = open(map::VERDICTS)?.try_into()?;
@@ -44,8 +41,8 @@ impl Peers {
             proxies.insert(workload, *proxy, 0).context("writing PROXIES")?;
         }
         let addresses = owners.iter().map(|(address, peer)| (peer.workload, *address)).collect();
-        let counts = (verdicts.keys().count(), plain.keys().count());
-        Ok(Self { peers, proxies, verdicts, plain, owners, addresses, local, counts })
+        let guarded = owners.values().filter(|peer| is_guarded(peer)).count();
+        Ok(Self { peers, proxies, verdicts, plain, owners, addresses, local, guarded })
     }
 
     /// Whose an address is from now on; `None`: nobody's.
@@ -65,6 +62,8 @@ impl Peers {
                 self.owners.remove(&address);
             }
         }
+        self.guarded += usize::from(peer.as_ref().is_some_and(is_guarded));
+        self.guarded -= usize::from(before.as_ref().is_some_and(is_guarded));
         if let Some(before) = before.filter(|before| peer.is_none_or(|peer| peer.workload != before.workload))
         {
             self.addresses.remove(&(before.workload, address));
@@ -145,16 +144,15 @@ impl Peers {
 
     /// Whether policies apply to a workload of this node.
     pub fn is_guarded(&self) -> bool {
-        self.owners.values().any(|peer| peer.is_local() && peer.policies != 0)
+        self.guarded > 0
     }
 
-    /// How full the maps are: peers, proxies, verdicts, plain verdicts; the last two as they were last counted.
-    pub fn filled(&self) -> (usize, usize, usize, usize) {
-        (self.owners.len(), self.local.len(), self.counts.0, self.counts.1)
+    /// Entries of `PEERS` and `PROXIES`.
+    pub fn filled(&self) -> (usize, usize) {
+        (self.owners.len(), self.local.len())
     }
+}
 
-    /// Counts what [`Peers::filled`] does not know by itself.
-    pub fn count(&mut self) {
-        self.counts = (self.verdicts.keys().count(), self.plain.keys().count());
-    }
+fn is_guarded(peer: &Peer) -> bool {
+    peer.is_local() && peer.policies != 0
 }

@@ -19,6 +19,8 @@ pub struct Policy {
     pub write_failures: u64,
     /// Refused connections by policy and side.
     pub denials: Vec<(String, &'static str, u64)>,
+    /// Refused connections of which no more than that is known.
+    pub untold_denials: u64,
     /// Connections that were destroyed, and those that could not be, by why.
     pub destroyed: Vec<(&'static str, u64)>,
 }
@@ -71,6 +73,12 @@ pub(super) fn policy(families: &mut Families, policy: &Policy) {
             Kind::Counter,
             policy.write_failures,
         ),
+        (
+            "mesh_agent_policy_denials_untold_total",
+            "Connections refused by policy of which there was no time, or no room, to say more.",
+            Kind::Counter,
+            policy.untold_denials,
+        ),
     ] {
         families.family(name, help, kind).add([], value as f64);
     }
@@ -96,6 +104,7 @@ mod tests {
             unplaced: 7,
             write_failures: 4,
             denials: vec![("shop/deny".to_owned(), "client", 5)],
+            untold_denials: 8,
             destroyed: vec![("policy", 6)],
         };
         policy(&mut families, &figures);
@@ -107,6 +116,7 @@ mod tests {
             "mesh_agent_policy_verdicts_left_out 3",
             "mesh_agent_unplaced_workloads 7",
             "mesh_agent_policy_write_failures_total 4",
+            "mesh_agent_policy_denials_untold_total 8",
             r#"mesh_agent_policy_denials_total{policy="shop/deny",side="client"} 5"#,
             r#"mesh_agent_connections_destroyed_total{reason="policy"} 6"#,
         ] {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_common::abi::Proxy;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 
 use crate::proxy::netns::Namespace;
 
@@ -13,7 +14,6 @@ use crate::proxy::netns::Namespace;
 #[derive(Default)]
 pub(super) struct Listeners {
     pub(super) outbound: Vec<TcpListener>,
-    pub(super) plain: Vec<TcpListener>,
     pub(super) tunnels: Vec<TcpListener>,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for ListenError {
             true => {
                 write!(
                     f,
-                    "{address} is in use: the application listens at a port of the proxy's (15001, 15006, 15008)"
+                    "{address} is in use: the application listens at a port of the proxy's (15001, 15008)"
                 )
             }
             false => write!(f, "listening at {address}: {error}"),
@@ -47,16 +47,23 @@ impl fmt::Display for ListenError {
 }
 
 /// Opens them at each of the pod's addresses: the wildcard address would take connections to any other one from the application.
-pub(super) async fn open(namespace: &Namespace, addresses: &[IpAddr]) -> Result<Listeners, ListenError> {
+/// They belong to the event loop of `home`.
+pub(super) async fn open(
+    namespace: &Namespace,
+    addresses: &[IpAddr],
+    home: &Handle,
+) -> Result<Listeners, ListenError> {
     let mut listeners = Listeners::default();
     for ip in addresses {
-        for (port, list) in [
-            (Proxy::OUTBOUND, &mut listeners.outbound),
-            (Proxy::PLAIN, &mut listeners.plain),
-            (Proxy::TUNNEL, &mut listeners.tunnels),
-        ] {
+        for (port, list) in
+            [(Proxy::OUTBOUND, &mut listeners.outbound), (Proxy::TUNNEL, &mut listeners.tunnels)]
+        {
             let address = SocketAddr::new(*ip, port);
-            list.push(namespace.listen(address).await.map_err(|error| ListenError { address, error })?);
+            let namespace = namespace.clone();
+            let opened = home.spawn(async move { namespace.listen(address).await }).await;
+            // An error of the task: the thread has ended.
+            let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
+            list.push(opened.map_err(|error| ListenError { address, error })?);
         }
     }
     Ok(listeners)

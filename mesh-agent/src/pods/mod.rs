@@ -15,7 +15,7 @@ mod outward;
 mod pod;
 mod revoked;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +31,7 @@ use self::namespaces::Places;
 use crate::identity::{Certificates, spiffe_of};
 use crate::proxy::drain::Phase;
 use crate::proxy::limits::Limits;
+use crate::proxy::threads::Threads;
 use crate::proxy::tls::{Configs, Protocol, Revocations};
 use crate::sockets::Sweeper;
 
@@ -54,6 +55,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Told of denials.
     pub denied: Denied,
+    /// Who carries connections.
+    pub threads: Threads,
     /// Told what the kernel programs are to know. Without a bound, since it is at most a few events for each pod.
     pub events: mpsc::UnboundedSender<Event>,
 }
@@ -67,6 +70,7 @@ struct Shared {
     configs: Arc<Configs>,
     limits: Limits,
     denied: Denied,
+    threads: Threads,
     events: mpsc::UnboundedSender<Event>,
     places: Places,
     figures: Arc<Figures>,
@@ -100,6 +104,12 @@ impl Guards {
         }
     }
 
+    /// All of them, if so many workloads are in them.
+    fn of(&self, workloads: usize) -> Option<HashSet<u64>> {
+        let users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (users.values().sum::<usize>() == workloads).then(|| users.keys().copied().collect())
+    }
+
     fn is_used(&self, cookie: u64) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&cookie)
     }
@@ -128,6 +138,7 @@ impl Pods {
             revocations,
             limits,
             denied,
+            threads,
             events,
         } = parts;
         let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
@@ -139,6 +150,7 @@ impl Pods {
             certificates,
             limits,
             denied,
+            threads,
             events,
             places: Places::new(cgroups)?,
             sweeper: Sweeper::default(),
@@ -158,6 +170,13 @@ impl Pods {
     /// What has become of connections that may no longer be.
     pub fn sweeper(&self) -> Sweeper {
         self.shared.sweeper.clone()
+    }
+
+    /// The network namespaces of the workloads that have a proxy, by their cookies; none while one of them is in no known one, since it may
+    /// come to any.
+    pub fn namespaces(&self) -> Option<HashSet<u64>> {
+        let settled = self.ending.values().all(JoinHandle::is_finished);
+        self.shared.guards.of(self.pods.len()).filter(|_| settled)
     }
 
     /// Makes the workloads that have a proxy these; which of them are in a network namespace of their own shows later. Those of

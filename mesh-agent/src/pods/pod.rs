@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mesh_common::abi::{self, Address, Proxy};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -61,7 +62,8 @@ pub(super) async fn run(
     loop {
         let (shared, uid) = (Arc::clone(&shared), Arc::clone(&uid));
         let since = Instant::now();
-        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, left: None };
+        let home = shared.threads.home().clone();
+        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, left: None, home };
         let (shared, uid) = (Arc::clone(&pod.shared), Arc::clone(&pod.uid));
         // A task of its own, so that an error in it does not leave the workload without anybody who knows.
         match tokio::spawn(pod.run()).await {
@@ -94,6 +96,8 @@ struct Pod {
     since: Instant,
     /// The namespace that it was in last. It stays guarded: the workload may come back to it.
     left: Option<u64>,
+    /// The thread that its listeners are on.
+    home: Handle,
 }
 
 /// Why waiting has ended.
@@ -200,7 +204,7 @@ impl Pod {
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
             let opened = match spiffe_of(&enrolled.workload) {
-                Ok(own) => match open(namespace, &enrolled.workload.addresses).await {
+                Ok(own) => match open(namespace, &enrolled.workload.addresses, &self.home).await {
                     Ok(listeners) => Ok((own, listeners)),
                     Err(error) => {
                         self.shared.figures.listen_failures.fetch_add(1, Relaxed);
@@ -301,6 +305,7 @@ impl Pod {
             configs: Arc::clone(&shared.configs),
             host: Arc::new(Inside { shared: Arc::clone(shared), pod: Arc::clone(served) }),
             allowance: allowance(&shared.figures.inbound),
+            threads: shared.threads.clone(),
             baggage: told.clone(),
         });
         let outbound = Arc::new(Outbound {
@@ -309,18 +314,16 @@ impl Pod {
             host: Arc::new(Outside { shared: Arc::clone(shared), pod: Arc::clone(served) }),
             allowance: allowance(&shared.figures.outbound),
             pool: Pool::new(shared.limits.idle_tunnels, shared.limits.idle_timeout),
+            threads: shared.threads.clone(),
             baggage: told,
         });
         shared.figures.serving(&self.uid, &inbound, &outbound);
         let mut tasks = JoinSet::new();
         for listener in listeners.outbound {
-            tasks.spawn(outbound::serve(Arc::clone(&outbound), listener, drain.clone()));
+            tasks.spawn_on(outbound::serve(Arc::clone(&outbound), listener, drain.clone()), &self.home);
         }
         for listener in listeners.tunnels {
-            tasks.spawn(inbound::serve(Arc::clone(&inbound), listener, drain.clone()));
-        }
-        for listener in listeners.plain {
-            tasks.spawn(inbound::serve_plain(Arc::clone(&inbound), listener, drain.clone()));
+            tasks.spawn_on(inbound::serve(Arc::clone(&inbound), listener, drain.clone()), &self.home);
         }
         tasks.spawn(revoked::watch(Arc::clone(shared), Arc::clone(served), drain.clone()));
         let mut ends = drain.clone();

@@ -177,6 +177,7 @@ impl Node {
             protocols: vec![Protocol::Stream, Protocol::H2],
             limits,
             denied: Arc::new(move |denial| tell.lock().unwrap().push(denial)),
+            threads: Threads::start(2).unwrap(),
             events,
         };
         let pods = Pods::new(parts).unwrap();
@@ -347,6 +348,14 @@ async fn passes(from: &mut TcpStream, to: &mut TcpStream, text: &[u8]) {
 async fn is_reset(tcp: &mut TcpStream) {
     let error = timeout(LONG, tcp.read(&mut [0; 16])).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+/// The same of a connection that has just been made, which may be too late to be seen open.
+async fn is_reset_at_once(made: io::Result<TcpStream>) {
+    match made {
+        Ok(mut tcp) => is_reset(&mut tcp).await,
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {

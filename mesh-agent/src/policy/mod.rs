@@ -28,5 +28,7 @@ pub use shared::{Judgement, Shared};
 
 /// Stands for a policy where none has come yet, so that nobody can know what is allowed.
 pub const NOT_ARRIVED: &str = "not-arrived";
+/// Stands for a policy where the kernel has no verdict, not yet or for want of room.
+pub const NO_VERDICT: &str = "no-verdict";
 /// Stands for a policy where there are ALLOW policies and none matches.
 pub const NO_MATCH: &str = "no-allow-matches";

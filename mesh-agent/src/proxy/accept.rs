@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -14,16 +14,21 @@ use tracing::warn;
 use super::drain::{Drain, Phase};
 use super::limits::Allowance;
 use super::relay::reset_on_drop;
+use super::threads::{Accepted, Place, Threads};
 
 /// A peer that vanished is noticed after three minutes of silence and nine probes.
 const KEEPALIVE: Duration = Duration::from_secs(180);
+
+/// What a connection has until it is dropped: room among those of its pod, and a place on a thread.
+pub(super) type Room = (OwnedSemaphorePermit, Place);
 
 /// Serves `listener` until the drain is over; what is open then is dropped.
 pub(super) async fn serve<F>(
     listener: TcpListener,
     allowance: &Allowance,
+    threads: &Threads,
     mut drain: Drain,
-    each: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit) -> F,
+    each: impl Fn(Accepted, SocketAddr, Room) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -43,8 +48,20 @@ pub(super) async fn serve<F>(
                     reset_on_drop(&tcp);
                     continue;
                 };
-                // The permit goes in, since a future around another would be twice as large.
-                connections.spawn(each(tcp, peer, permit));
+                let place = threads.place();
+                // The room goes in, since a future around another would be twice as large.
+                match place.elsewhere().cloned() {
+                    None => connections.spawn(each(Accepted::Here(tcp), peer, (permit, place))),
+                    Some(other) => match tcp.into_std() {
+                        Ok(tcp) => {
+                            connections.spawn_on(each(Accepted::Moved(tcp), peer, (permit, place)), &other)
+                        }
+                        Err(error) => {
+                            warn!(%error, "a connection could not be handed to another thread");
+                            continue;
+                        }
+                    },
+                };
             }
             Err(error) => {
                 // Mostly "too many open files": trying again at once would only burn a processor.

@@ -4,20 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::accept;
+use super::accept::{self, Room};
 use super::drain::{Drain, Phase};
 use super::hbone::{self, Incoming};
 use super::host::{Application, Inward, Outcome, Wanted};
 use super::limits::{Allowance, count};
 use super::relay::{self, Cut, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Message, Order, Reason, Request};
+use super::threads::{Accepted, Threads};
 use super::tls::{self, Configs, Protocol, Standing, Tls};
 use super::tunnel::{self, TunnelError};
 use crate::identity::SpiffeId;
@@ -35,6 +37,8 @@ pub struct Inbound {
     pub host: Arc<dyn Inward>,
     /// What it may use.
     pub allowance: Arc<Allowance>,
+    /// Who carries its connections.
+    pub threads: Threads,
     /// What peers that speak HTTP/2 are told about the workload, for their telemetry.
     pub baggage: Option<HeaderValue>,
 }
@@ -42,29 +46,17 @@ pub struct Inbound {
 /// Takes tunnels from `listener` (the pod's address, port 15008) until the drain is over.
 pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
     let (each, drained) = (Arc::clone(&inbound), drain.clone());
-    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
-        tunnel(Arc::clone(&each), tcp, peer, drained.clone(), permit)
+    accept::serve(listener, &inbound.allowance, &inbound.threads, drain, move |tcp, peer, room| {
+        tunnel(Arc::clone(&each), tcp, peer, drained.clone(), room)
     })
     .await;
 }
 
-/// Takes connections without TLS that were steered to `listener` (port 15006) until the drain is over. Their own address
-/// is the one that they were meant for.
-pub async fn serve_plain(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
-    let each = Arc::clone(&inbound);
-    accept::serve(listener, &inbound.allowance, drain, move |tcp, peer, permit| {
-        plain(Arc::clone(&each), tcp, peer, permit)
-    })
-    .await;
-}
-
-async fn tunnel(
-    inbound: Arc<Inbound>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    drain: Drain,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn tunnel(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr, drain: Drain, _room: Room) {
+    let tcp = match tcp.here() {
+        Ok(tcp) => tcp,
+        Err(error) => return warn!(%error, "a connection could not be taken over from another thread"),
+    };
     let Some(tls) = Box::pin(handshake(&inbound, tcp, peer)).await else { return };
     match tls.protocol {
         Protocol::Stream => streams(&inbound, tls, peer, drain).await,
@@ -103,16 +95,15 @@ async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut dra
         let next = tokio::select! {
             biased;
             () = drain.reached(Phase::Draining) => {
-                // It may cross a request; the client then tries another endpoint.
-                drop(tunnel::send(&mut tls, &Message::Drain).await);
-                return;
+                return part(&mut tls).await;
             }
             // A little longer than the client keeps it, so that the client is the one to close.
             next = timeout(idle + idle / 4, tunnel::receive(&mut tls)) => next,
         };
         let request = match next {
             Ok(Ok(Some(bytes))) => request(&bytes),
-            Ok(Ok(None)) | Err(_) => return,
+            Ok(Ok(None)) => return,
+            Err(_idle) => return part(&mut tls).await,
             Ok(Err(error)) => Err(error),
         };
         match request {
@@ -124,6 +115,12 @@ async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut dra
             Err(error) => return Box::pin(malformed(inbound, &mut tls, error)).await,
         }
     }
+}
+
+/// Ends a tunnel between two streams. That may cross a request: the client then knows that it was not taken.
+async fn part(tls: &mut Tls) {
+    // It has gone already.
+    drop(tunnel::send(tls, &Message::Drain).await);
 }
 
 async fn malformed(inbound: &Inbound, tls: &mut Tls, error: TunnelError) {
@@ -180,7 +177,9 @@ async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<
         Ok(application) => application,
         Err(reason) => {
             inbound.host.finished(&wanted, &Outcome::Refused(reason));
-            drop(tunnel::send(tls, &Message::Refused(reason, "")).await);
+            if tunnel::send(tls, &Message::Refused(reason, "")).await.is_ok() {
+                tunnel::linger(tls).await;
+            }
             return None;
         }
     };
@@ -255,29 +254,10 @@ async fn http2_stream(
         }
     };
     let relayed = tokio::select! {
-        relayed = hbone::relay(&mut application.tcp, send, receive) => Some(relayed),
+        relayed = hbone::relay(&mut application.tcp, send, receive, Bytes::new()) => Some(relayed),
         () = revoked(inbound, &wanted, Some(standing), changed) => None,
     };
     finish(inbound, &wanted, &application.tcp, relayed);
-}
-
-async fn plain(inbound: Arc<Inbound>, tcp: TcpStream, peer: SocketAddr, _permit: OwnedSemaphorePermit) {
-    reset_on_drop(&tcp);
-    let Ok(local) = tcp.local_addr() else { return };
-    let client = Some(canonical(peer));
-    let wanted = Wanted { source: None, peer, client, destination: canonical(local) };
-    let changed = inbound.host.changed();
-    let application = match Box::pin(answer(&inbound, &wanted, Ok(local))).await {
-        Ok(application) => application,
-        Err(reason) => return inbound.host.finished(&wanted, &Outcome::Refused(reason)),
-    };
-    let relayed = tokio::select! {
-        relayed = relay::plain(&application.tcp, &tcp, &inbound.allowance.budget) => Some(relayed),
-        () = revoked(&inbound, &wanted, None, changed) => None,
-    };
-    if finish(&inbound, &wanted, &application.tcp, relayed) {
-        end_on_drop(&tcp);
-    }
 }
 
 /// The connection to the application, if it may be and can be.

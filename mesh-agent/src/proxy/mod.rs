@@ -13,10 +13,12 @@ pub mod outbound;
 pub mod pool;
 pub mod relay;
 pub mod stream;
+pub mod threads;
 pub mod tls;
 pub mod tunnel;
 
 mod accept;
+pub(crate) mod early;
 mod sources;
 
 #[cfg(test)]

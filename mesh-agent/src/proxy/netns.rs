@@ -1,8 +1,8 @@
 //! Sockets inside a pod's network namespace.
 //!
-//! A socket belongs for its whole life to the namespace that its thread was in when it was made. One thread for each pod goes into the
-//! pod's namespace and stays there: a thread of the runtime is never anywhere else than at home, so nothing of another
-//! task can end up in the wrong pod.
+//! A socket belongs for its whole life to the namespace that its thread was in when it was made. One thread makes them for all pods: it goes
+//! into the pod's namespace for each wish anew. A thread of a runtime is never anywhere else than at home, so nothing of
+//! another task can end up in the wrong pod.
 #![expect(unsafe_code, reason = "setns, and an option of sockets that no crate knows")]
 
 use std::fs::File;
@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -18,36 +19,32 @@ use tokio::sync::oneshot;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
-/// What the thread needs.
+/// What a thread that enters namespaces needs.
 const STACK: usize = 64 << 10;
 
 /// Sockets made ahead for a family that is used, so that a connection need not wait for the thread.
 const AHEAD: usize = 8;
 
-const ENDED: &str = "the thread of a network namespace has ended";
+const ENDED: &str = "the thread that enters network namespaces has ended";
 
-/// A pod's network namespace. Dropped, its thread ends; sockets that were made live on.
+/// A pod's network namespace, which lives as long as this. Sockets that were made live on.
 #[derive(Debug, Clone)]
 pub struct Namespace {
     cookie: u64,
-    asks: mpsc::Sender<Ask>,
+    file: Arc<File>,
     ahead: Arc<Mutex<Ahead>>,
 }
 
 #[derive(Debug)]
-enum Ask {
-    Now(Domain, oneshot::Sender<io::Result<Socket>>),
-    /// Something else.
-    Work(Work),
-    Ahead(Domain),
+struct Ask {
+    file: Arc<File>,
+    wish: Wish,
 }
 
-struct Work(Box<dyn FnOnce() + Send>);
-
-impl std::fmt::Debug for Work {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Work")
-    }
+#[derive(Debug)]
+enum Wish {
+    Now(Domain, oneshot::Sender<io::Result<Socket>>),
+    Ahead(Domain, Arc<Mutex<Ahead>>),
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +57,35 @@ impl Ahead {
     fn of(&mut self, domain: Domain) -> &mut Vec<Socket> {
         if domain == Domain::IPV6 { &mut self.six } else { &mut self.four }
     }
+}
+
+/// The one thread that makes sockets. It is at home between two wishes: in a pod's namespace it would keep that alive.
+fn maker() -> io::Result<&'static mpsc::Sender<Ask>> {
+    static MAKER: Mutex<Option<&'static mpsc::Sender<Ask>>> = Mutex::new(None);
+    let mut maker = MAKER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(maker) = *maker {
+        return Ok(maker);
+    }
+    let home = File::open("/proc/thread-self/ns/net")?;
+    let (asks, asked) = mpsc::channel::<Ask>();
+    std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn(move || {
+        while let Ok(Ask { file, wish }) = asked.recv() {
+            let inside = enter(&file);
+            match wish {
+                // Whoever asked may have gone: the socket goes, too.
+                Wish::Now(domain, made) => drop(made.send(inside.and_then(|()| make(domain)))),
+                // A socket that cannot be made now is missed, and its error told, when one is asked for.
+                Wish::Ahead(domain, ahead) => drop(inside.map(|()| fill(&ahead, domain))),
+            }
+            drop(file);
+            if enter(&home).is_err() {
+                // Nobody is served by a thread that is in no known place: all who ask are told.
+                return;
+            }
+        }
+    })?;
+    // For as long as the process.
+    Ok(maker.insert(Box::leak(Box::new(asks))))
 }
 
 impl Namespace {
@@ -75,29 +101,12 @@ impl Namespace {
 
     /// The namespace of an open file. Needs CAP_SYS_ADMIN.
     pub fn enter(file: File) -> io::Result<Self> {
-        let (asks, asked) = mpsc::channel::<Ask>();
-        let ahead = Arc::new(Mutex::new(Ahead::default()));
-        let filled = Arc::clone(&ahead);
-        let (entered, entering) = mpsc::sync_channel(1);
-        std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn(move || {
-            let inside = enter(&file).and_then(|()| cookie());
-            // The file alone would keep the namespace of a pod that has gone; the thread in it does as well, and ends with `asks`.
-            drop(file);
-            let stay = inside.is_ok();
-            if entered.send(inside).is_err() || !stay {
-                return;
-            }
-            while let Ok(ask) = asked.recv() {
-                match ask {
-                    // Whoever asked may have gone: the socket goes, too.
-                    Ask::Now(domain, made) => drop(made.send(make(domain))),
-                    Ask::Work(Work(work)) => work(),
-                    Ask::Ahead(domain) => fill(&filled, domain),
-                }
-            }
-        })?;
-        let cookie = entering.recv().map_err(|_ended| io::Error::other(ENDED))??;
-        Ok(Self { cookie, asks, ahead })
+        let file = Arc::new(file);
+        let inside = Arc::clone(&file);
+        let cookie = visit(move || enter(&inside).and_then(|()| cookie()))?;
+        let cookie = cookie.join().map_err(|_panic| io::Error::other(ENDED))??;
+        maker()?;
+        Ok(Self { cookie, file, ahead: Arc::default() })
     }
 
     /// The namespace's cookie: a number that no other one of this machine ever has.
@@ -132,21 +141,19 @@ impl Namespace {
         Ok(TcpSocket::from_std_stream(socket.into()))
     }
 
-    /// Does something in the namespace that does not take long: sockets wait meanwhile.
+    /// Does something in the namespace, on a thread of its own.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let ended = || io::Error::other("the thread of a network namespace has ended");
         let (done, result) = oneshot::channel();
+        let file = Arc::clone(&self.file);
         // Whoever asked may have gone.
-        let work = Work(Box::new(move || drop(done.send(work()))));
-        self.asks.send(Ask::Work(work)).map_err(|_gone| ended())?;
-        result.await.map_err(|_gone| ended())?
+        visit(move || drop(done.send(enter(&file).and_then(|()| work()))))?;
+        result.await.map_err(|_gone| io::Error::other(ENDED))?
     }
 
     async fn socket(&self, address: SocketAddr) -> io::Result<Socket> {
-        let ended = || io::Error::other(ENDED);
         let domain = Domain::for_address(address);
         let (found, left) = {
             let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,20 +161,29 @@ impl Namespace {
             (sockets.pop(), sockets.len())
         };
         if left < AHEAD / 2 {
-            self.asks.send(Ask::Ahead(domain)).map_err(|_gone| ended())?;
+            self.ask(Wish::Ahead(domain, Arc::clone(&self.ahead)))?;
         }
         if let Some(socket) = found {
             return Ok(socket);
         }
         let (made, socket) = oneshot::channel();
-        self.asks.send(Ask::Now(domain, made)).map_err(|_gone| ended())?;
-        socket.await.map_err(|_gone| ended())?
+        self.ask(Wish::Now(domain, made))?;
+        socket.await.map_err(|_gone| io::Error::other(ENDED))?
     }
+
+    fn ask(&self, wish: Wish) -> io::Result<()> {
+        let ask = Ask { file: Arc::clone(&self.file), wish };
+        maker()?.send(ask).map_err(|_gone| io::Error::other(ENDED))
+    }
+}
+
+/// A thread that may go where it likes: it ends afterwards.
+fn visit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name("netns-visit".to_owned()).stack_size(STACK).spawn(work)
 }
 
 fn fill(ahead: &Mutex<Ahead>, domain: Domain) {
     let have = ahead.lock().unwrap_or_else(PoisonError::into_inner).of(domain).len();
-    // A socket that cannot be made now is missed, and its error told, when one is asked for.
     let made = (have..AHEAD).map_while(|_| make(domain).ok()).collect::<Vec<_>>();
     ahead.lock().unwrap_or_else(PoisonError::into_inner).of(domain).extend(made);
 }

@@ -11,10 +11,11 @@ use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{interval, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::accept;
+use super::accept::{self, Room};
 use super::drain::Drain;
+use super::early::Early;
 use super::hbone::{self, Connection, OpenError, Slot};
 use super::host::{Dialled, Endpoint, Original, Outcome, Outward, Route};
 use super::inbound::canonical;
@@ -22,6 +23,7 @@ use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
 use super::relay::{self, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Reason, Request};
+use super::threads::{Accepted, Threads};
 use super::tls::{self, Configs, Protocol, Standing, Tls};
 use super::tunnel::{self, TunnelError};
 use crate::identity::SpiffeId;
@@ -36,6 +38,8 @@ pub struct Outbound {
     pub host: Arc<dyn Outward>,
     /// What it may use.
     pub allowance: Arc<Allowance>,
+    /// Who carries its connections.
+    pub threads: Threads,
     /// Its tunnels.
     pub pool: Pool,
     /// What peers that speak HTTP/2 are told about the workload, for their telemetry.
@@ -45,8 +49,8 @@ pub struct Outbound {
 /// Takes applications' connections from `listener` (port 15001) until the drain is over.
 pub async fn serve(outbound: Arc<Outbound>, listener: TcpListener, drain: Drain) {
     let each = Arc::clone(&outbound);
-    accept::serve(listener, &outbound.allowance, drain, move |tcp, peer, permit| {
-        connection(Arc::clone(&each), tcp, peer, permit)
+    accept::serve(listener, &outbound.allowance, &outbound.threads, drain, move |tcp, peer, room| {
+        connection(Arc::clone(&each), tcp, peer, room)
     })
     .await;
 }
@@ -60,12 +64,11 @@ pub async fn sweep(outbound: Arc<Outbound>) {
     }
 }
 
-async fn connection(
-    outbound: Arc<Outbound>,
-    mut application: TcpStream,
-    peer: SocketAddr,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn connection(outbound: Arc<Outbound>, application: Accepted, peer: SocketAddr, _room: Room) {
+    let mut application = match application.here() {
+        Ok(application) => application,
+        Err(error) => return warn!(%error, "a connection could not be taken over from another thread"),
+    };
     // Unless it ends in order, whichever way it ends.
     reset_on_drop(&application);
     // In a box: what is needed to find the way need not be kept for as long as the connection is open.
@@ -81,7 +84,7 @@ async fn connection(
         Ok(Way::Tunnel(stream)) => {
             let standing = stream.standing();
             let relayed = pin!(tunnelled(&outbound, &mut application, dialled.endpoint.as_ref(), stream));
-            unless_revoked(&outbound, &dialled, standing, changed, relayed).await
+            unless_revoked(&outbound, &dialled, Some(standing), changed, relayed).await
         }
     };
     if matches!(outcome, Outcome::Ended(_)) {
@@ -119,7 +122,8 @@ async fn find_way(outbound: &Outbound, application: &TcpStream, peer: SocketAddr
         }
         Route::Tunnel { endpoints, host } => {
             let request = Request { client: Some(peer), host, ..Request::to(destination) };
-            find(outbound, endpoints, &original, request).await.map(|(endpoint, stream)| {
+            let mut early = Early::of(application);
+            find(outbound, endpoints, &original, request, &mut early).await.map(|(endpoint, stream)| {
                 dialled.endpoint = Some(endpoint);
                 Way::Tunnel(stream)
             })
@@ -162,8 +166,9 @@ async fn tunnelled(
 ) -> Outcome {
     let using = endpoint.map(|endpoint| outbound.pool.using(endpoint));
     let (outcome, moved) = match stream {
-        Stream::Own(mut tls) => {
-            let relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
+        Stream::Own(mut tls, early) => {
+            let mut relayed = relay::relay(application, &mut tls, &outbound.allowance.budget).await;
+            relayed.1.sent += early as u64;
             drop(using);
             if let (Ok(()), Some(endpoint)) = (&relayed.0, endpoint)
                 && !outbound.pool.put(endpoint, tls, Instant::now())
@@ -173,8 +178,8 @@ async fn tunnelled(
             relayed
         }
         Stream::Http2(stream) => {
-            let (send, receive, _slot) = *stream;
-            Box::pin(hbone::relay(application, send, receive)).await
+            let Http2 { send, receive, early, standing: _, _slot } = *stream;
+            Box::pin(hbone::relay(application, send, receive, early)).await
         }
     };
     Outcome::of(outcome, moved)
@@ -198,16 +203,47 @@ async fn direct(outbound: &Outbound, application: &TcpStream, to: SocketAddr) ->
 
 /// A stream that a peer has accepted.
 enum Stream {
-    Own(Box<Tls>),
-    Http2(Box<(SendStream<Bytes>, RecvStream, Slot)>),
+    /// With how many bytes of the application it has got already.
+    Own(Box<Tls>, usize),
+    Http2(Box<Http2>),
+}
+
+/// One of the streams of a tunnel.
+struct Http2 {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    /// Bytes of the application that it has still to get.
+    early: Bytes,
+    standing: Standing,
+    _slot: Slot,
 }
 
 impl Stream {
-    /// Of the peer's certificate. Many streams of HTTP/2 share one, whose server looks after it.
-    fn standing(&self) -> Option<Standing> {
+    fn own(tls: Box<Tls>, early: &Early<'_>) -> Self {
+        Self::Own(tls, early.said().len())
+    }
+
+    fn http2(
+        (send, receive): (SendStream<Bytes>, RecvStream),
+        connection: &Connection,
+        slot: Slot,
+        early: &Early<'_>,
+    ) -> Self {
+        let early = Bytes::copy_from_slice(early.said());
+        Self::Http2(Box::new(Http2 {
+            send,
+            receive,
+            early,
+            standing: connection.standing().clone(),
+            _slot: slot,
+        }))
+    }
+
+    /// Of the peer's certificate.
+    fn standing(&self) -> Standing {
         match self {
-            Self::Own(tls) => Some(tls.standing.clone()),
-            Self::Http2(_) => None,
+            Self::Own(tls, _) => tls.standing.clone(),
+            Self::Http2(stream) => stream.standing.clone(),
         }
     }
 }
@@ -226,6 +262,7 @@ async fn find(
     mut endpoints: Vec<Endpoint>,
     original: &Original,
     request: Request,
+    early: &mut Early<'_>,
 ) -> Result<(Endpoint, Stream), Reason> {
     let mut last = Reason::Upstream;
     let mut attempt = 0;
@@ -241,8 +278,8 @@ async fn find(
         }
         attempt += 1;
         let request = Request { destination: endpoint.target, ..request.clone() };
-        let opened = match in_time(outbound, reuse(outbound, endpoint, &request)).await {
-            Ok(None) => make(outbound, endpoint, request).await,
+        let opened = match in_time(outbound, reuse(outbound, endpoint, &request, early)).await {
+            Ok(None) => make(outbound, endpoint, request, early).await,
             Ok(Some(stream)) => Ok(stream),
             Err(failure) => Err(failure),
         };
@@ -258,6 +295,10 @@ async fn find(
             Failure::Endpoint(reason, why) => {
                 debug!(own = %outbound.own, to = %endpoint.identity, %why, "no stream");
                 last = reason;
+                if early.may_be_heard() {
+                    // What cannot be said twice is not: the application sees a reset, as of any server that fails.
+                    return Err(last);
+                }
             }
         }
     }
@@ -279,25 +320,30 @@ async fn reuse(
     outbound: &Outbound,
     endpoint: &Endpoint,
     request: &Request,
+    early: &mut Early<'_>,
 ) -> Result<Option<Stream>, Failure> {
     while let Some(mut tls) = outbound.pool.take(endpoint).await {
-        match tunnel::open(&mut tls, request.clone()).await {
+        match tunnel::open(&mut tls, request.clone(), early).await {
             Ok(()) => {
                 count(&outbound.allowance.counts.reused);
-                return Ok(Some(Stream::Own(tls)));
+                return Ok(Some(Stream::own(tls, early)));
             }
+            Err(TunnelError::Application(error)) => return Err(gone(&error)),
             // The tunnel takes no more: the own certificate that it was made with has expired, of which the server sees only the end.
             Err(TunnelError::Refused { reason: Reason::Draining, .. }) => {}
             Err(TunnelError::Refused { reason, text }) => return Err(refused(reason, &text)),
-            // It ended between two streams: no byte of the application has been sent.
+            Err(ended) if early.may_be_heard() => {
+                return Err(Failure::Endpoint(Reason::Upstream, ended.to_string()));
+            }
+            // It ended between two streams: no byte of the application has been heard.
             Err(_ended) => {}
         }
     }
     while let Some((connection, slot)) = outbound.pool.share(endpoint) {
         match connection.open(request, outbound.baggage.as_ref()).await {
-            Ok((send, receive)) => {
+            Ok(stream) => {
                 count(&outbound.allowance.counts.reused);
-                return Ok(Some(Stream::Http2(Box::new((send, receive, slot)))));
+                return Ok(Some(Stream::http2(stream, &connection, slot, early)));
             }
             Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
             Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
@@ -312,24 +358,31 @@ async fn reuse(
 }
 
 /// A stream on a new tunnel.
-async fn make(outbound: &Outbound, endpoint: &Endpoint, request: Request) -> Result<Stream, Failure> {
+async fn make(
+    outbound: &Outbound,
+    endpoint: &Endpoint,
+    request: Request,
+    early: &mut Early<'_>,
+) -> Result<Stream, Failure> {
     // Before the clock of the endpoint, which has no part in how many others wait, and before it is dialled: it would wait as well.
     let Some(room) = outbound.allowance.handshake().await else {
         return Err(Failure::Endpoint(Reason::Limit, "too many handshakes".to_owned()));
     };
-    in_time(outbound, open(outbound, endpoint, request, room)).await
+    in_time(outbound, open(outbound, endpoint, request, early, room)).await
 }
 
 async fn open(
     outbound: &Outbound,
     endpoint: &Endpoint,
     request: Request,
+    early: &mut Early<'_>,
     room: OwnedSemaphorePermit,
 ) -> Result<Stream, Failure> {
     let mut tls = Box::pin(fresh(outbound, endpoint, room)).await?;
     match tls.protocol {
-        Protocol::Stream => match tunnel::open(&mut tls, request).await {
-            Ok(()) => Ok(Stream::Own(tls)),
+        Protocol::Stream => match tunnel::open(&mut tls, request, early).await {
+            Ok(()) => Ok(Stream::own(tls, early)),
+            Err(TunnelError::Application(error)) => Err(gone(&error)),
             Err(TunnelError::Refused { reason, text }) => Err(refused(reason, &text)),
             Err(error) => Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
         },
@@ -342,12 +395,16 @@ async fn open(
                 .ok_or_else(|| Failure::Endpoint(Reason::Upstream, "closed".to_owned()))?;
             outbound.pool.offer(endpoint, connection.clone());
             match connection.open(&request, outbound.baggage.as_ref()).await {
-                Ok((send, receive)) => Ok(Stream::Http2(Box::new((send, receive, slot)))),
+                Ok(stream) => Ok(Stream::http2(stream, &connection, slot, early)),
                 Err(OpenError::Refused(reason)) => Err(refused(reason, "")),
                 Err(error @ (OpenError::Http(_) | OpenError::H2(_))) => Err(failed(error)),
             }
         }
     }
+}
+
+fn gone(error: &std::io::Error) -> Failure {
+    Failure::Final(Reason::Upstream, format!("the application has gone: {error}"))
 }
 
 fn refused(reason: Reason, text: &str) -> Failure {

@@ -1,14 +1,17 @@
 //! Tunnels that wait for the next stream, in proportion to use.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
+
 use super::hbone::{Connection, Slot};
 use super::host::Endpoint;
 use super::tls::Tls;
-use super::tunnel;
+use super::{threads, tunnel};
 use crate::identity::SpiffeId;
 
 /// How often what was used recently is forgotten by half.
@@ -20,11 +23,26 @@ type Key = (SpiffeId, SocketAddr);
 #[derive(Default)]
 struct Peer {
     /// The longest idle first.
-    idle: Vec<(Box<Tls>, Instant)>,
+    idle: Vec<Idle>,
     http2: Vec<Connection>,
     /// Tunnels with a stream now, and the most of the recent past.
     used: usize,
     peak: usize,
+}
+
+struct Idle {
+    tls: Box<Tls>,
+    since: Instant,
+    /// The thread whose event loop it belongs to.
+    thread: usize,
+}
+
+impl Peer {
+    /// The last used, since the others then grow old, and go; one of this thread if there is any.
+    fn take(&mut self, thread: usize) -> Option<Idle> {
+        let own = self.idle.iter().rposition(|idle| idle.thread == thread);
+        own.map(|at| self.idle.remove(at)).or_else(|| self.idle.pop())
+    }
 }
 
 /// The tunnels of a pod.
@@ -46,8 +64,9 @@ impl Pool {
     /// A tunnel of our own protocol that can be used at once.
     pub(super) async fn take(&self, endpoint: &Endpoint) -> Option<Box<Tls>> {
         loop {
-            // The last used: the others then grow old, and go.
-            let (mut tls, _since) = self.with(endpoint, |peer| peer.idle.pop())?;
+            let idle = self.with(endpoint, |peer| peer.take(threads::own()))?;
+            // One that cannot be moved is dropped like one that has ended.
+            let Ok(mut tls) = here(idle) else { continue };
             if tls.may_begin() && tunnel::is_fresh(&mut tls).await {
                 return Some(tls);
             }
@@ -84,7 +103,7 @@ impl Pool {
         let peer = peers.entry(key(endpoint)).or_default();
         let wanted = peer.idle.len() < peer.peak.max(1) && tls.may_begin();
         if wanted && idle < self.most_idle {
-            peer.idle.push((tls, now));
+            peer.idle.push(Idle { tls, since: now, thread: threads::own() });
             return true;
         }
         !wanted
@@ -97,8 +116,8 @@ impl Pool {
             peer.peak = peer.used.max(peer.peak / 2);
             let surplus = peer.idle.len().saturating_sub(peer.peak.max(1));
             peer.idle.drain(..surplus);
-            peer.idle.retain(|(tls, since)| {
-                now.saturating_duration_since(*since) < self.idle_timeout && tls.may_begin()
+            peer.idle.retain(|idle| {
+                now.saturating_duration_since(idle.since) < self.idle_timeout && idle.tls.may_begin()
             });
             // One without streams goes after a sweep without use: others are made with the next stream.
             peer.http2
@@ -117,6 +136,16 @@ impl Pool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         act(peers.entry(key(endpoint)).or_default())
     }
+}
+
+/// Makes a tunnel the calling thread's.
+fn here(idle: Idle) -> io::Result<Box<Tls>> {
+    if idle.thread == threads::own() {
+        return Ok(idle.tls);
+    }
+    let tls = *idle.tls;
+    let tcp = TcpStream::from_std(tls.tcp.into_std()?)?;
+    Ok(Box::new(Tls { tcp, ..tls }))
 }
 
 fn key(endpoint: &Endpoint) -> Key {

@@ -27,6 +27,7 @@ use super::outbound::{self, Outbound};
 use super::pool::Pool;
 use super::relay;
 use super::stream::Reason;
+use super::threads::Threads;
 use super::tls::Protocol;
 use super::tls::fixtures::{Pair, client, server};
 
@@ -147,6 +148,7 @@ impl Mesh {
             configs: Arc::clone(&pair.server),
             host: Arc::clone(&policy) as Arc<dyn Inward>,
             allowance: Allowance::new(limits),
+            threads: Threads::here(),
             baggage: None,
         });
         let outbound = Arc::new(Outbound {
@@ -155,6 +157,7 @@ impl Mesh {
             host: Arc::clone(&table) as Arc<dyn Outward>,
             allowance: Allowance::new(limits),
             pool: Pool::new(limits.idle_tunnels, limits.idle_timeout),
+            threads: Threads::here(),
             baggage: None,
         });
         let ((tunnels, tunnel), (captured, capture)) = (listener().await, listener().await);

@@ -1,9 +1,12 @@
 //! Requests and answers of our own protocol on a connection: what comes before and after a stream.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
+use super::early::Early;
 use super::stream::{Malformed, Message, Order, OutOfOrder, Reason, Request};
 use super::tls::{Event, Tls, TlsError};
 
@@ -25,6 +28,9 @@ pub enum TunnelError {
     /// When it said so.
     #[error(transparent)]
     OutOfOrder(#[from] OutOfOrder),
+    /// The application that wanted the stream has gone.
+    #[error("the application: {0}")]
+    Application(io::Error),
     /// The peer has closed it.
     #[error("the peer has closed the tunnel")]
     Closed,
@@ -81,23 +87,64 @@ pub(super) async fn send(tls: &mut Tls, message: &Message<'_>) -> Result<(), Tun
     Ok(())
 }
 
-/// Asks for a stream; after `Ok` it may be relayed.
-pub(crate) async fn open(tls: &mut Tls, request: Request) -> Result<(), TunnelError> {
-    send(tls, &Message::Request(Box::new(request))).await?;
+/// Asks for a stream, with what the application has said already; after `Ok` it may be relayed.
+pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>) -> Result<(), TunnelError> {
+    early.look().map_err(TunnelError::Application)?;
+    let mut records = tls.writer.due()?.unwrap_or_default();
+    records.extend(tls.writer.data(&Message::Request(Box::new(request)).encode())?);
+    if !early.said().is_empty() {
+        records.extend(tls.writer.data(&Message::Data(early.said()).encode())?);
+    }
+    early.is_sent();
+    tls.tcp.write_all(&records).await?;
+    drop(records);
     let mut order = Order::Asked;
     loop {
-        let bytes = receive(tls).await?.ok_or(TunnelError::Closed)?;
+        let bytes = tokio::select! {
+            biased;
+            received = receive(tls) => received?.ok_or(TunnelError::Closed)?,
+            begun = early.begun() => {
+                begun.map_err(TunnelError::Application)?;
+                early.is_sent();
+                send(tls, &Message::Data(early.said())).await?;
+                continue;
+            }
+        };
         let message = Message::decode(&bytes)?;
         order = order.client_received(&message)?;
         match (message, order) {
             (Message::Refused(reason, text), _) => {
+                early.is_unheard();
                 return Err(TunnelError::Refused { reason, text: text.to_owned() });
+            }
+            (Message::Drain, _) => {
+                early.is_unheard();
+                return Err(TunnelError::Closed);
             }
             (Message::Accepted, _) => return Ok(()),
             (_, Order::Over) => return Err(TunnelError::Closed),
             _ => {}
         }
     }
+}
+
+/// Waits until the peer has read what was said last, and closed: closing before, with something of its unread, would take that away from
+/// it again.
+pub(super) async fn linger(tls: &mut Tls) {
+    const LONGEST: Duration = Duration::from_secs(1);
+    const MOST: usize = 64 << 10;
+    let read = async {
+        let mut left = MOST;
+        let mut bytes = vec![0; CHUNK];
+        while let Ok(read @ 1..) = tls.tcp.read(&mut bytes).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // It has had its time.
+    drop(timeout(LONGEST, read).await);
 }
 
 /// Whether a tunnel that has lain idle still takes a request, as far as can be known without asking.

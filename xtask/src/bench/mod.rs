@@ -40,6 +40,14 @@ pub(crate) struct Args {
     /// mtls: only these, beside `direct`; ratios that lack one are left out.
     #[arg(long, value_name = "LANE", value_delimiter = ',', default_value = "stream,hbone,nginx")]
     lanes: Vec<mtls::Kind>,
+    /// mtls: only these figures.
+    #[arg(
+        long,
+        value_name = "PART",
+        value_delimiter = ',',
+        default_value = "memory,throughput,round-trips,connects"
+    )]
+    parts: Vec<mtls::Part>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

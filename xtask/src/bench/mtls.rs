@@ -30,6 +30,19 @@ pub(crate) enum Kind {
     Nginx,
 }
 
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Of idle connections and of an idle agent.
+    Memory,
+    /// By one connection and by eight.
+    Throughput,
+    /// Of small messages.
+    RoundTrips,
+    /// Made, used once and closed.
+    Connects,
+}
+
 impl Kind {
     fn name(self) -> &'static str {
         match self {
@@ -55,21 +68,31 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
     let kinds: Vec<Kind> = [Kind::Direct].into_iter().chain(others).collect();
     build(&kinds)?;
     let start = |kind: &Kind| timed(&format!("lane: {}", kind.name()), || Lane::start(*kind));
+    let wanted = |part: Part| args.parts.contains(&part);
     // Memory first: afterwards what was needed at the busiest time is kept for the next.
-    timed("idle connections", || {
-        for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
-            memory::idle_connections(args, &start(kind)?, report)?;
+    if wanted(Part::Memory) {
+        timed("idle connections", || {
+            for kind in kinds.iter().filter(|kind| **kind != Kind::Direct) {
+                memory::idle_connections(args, &start(kind)?, report)?;
+            }
+            Ok(())
+        })?;
+        if kinds.contains(&Kind::Stream) {
+            timed("memory of an idle agent", || memory::idle_agent(args, report))?;
         }
-        Ok(())
-    })?;
-    if kinds.contains(&Kind::Stream) {
-        timed("memory of an idle agent", || memory::idle_agent(args, report))?;
     }
     let lanes = kinds.iter().map(start).collect::<Result<Vec<Lane>>>()?;
-    timed("throughput, one connection", || traffic::throughput(args, &lanes, 1, report))?;
-    timed("throughput, eight connections", || traffic::throughput(args, &lanes, 8, report))?;
-    timed("round trips", || traffic::round_trips(args, &lanes, report))?;
-    timed("connect, request, response, close", || traffic::connections(args, &lanes, report))
+    if wanted(Part::Throughput) {
+        timed("throughput, one connection", || traffic::throughput(args, &lanes, 1, report))?;
+        timed("throughput, eight connections", || traffic::throughput(args, &lanes, 8, report))?;
+    }
+    if wanted(Part::RoundTrips) {
+        timed("round trips", || traffic::round_trips(args, &lanes, report))?;
+    }
+    if wanted(Part::Connects) {
+        timed("connect, request, response, close", || traffic::connections(args, &lanes, report))?;
+    }
+    Ok(())
 }
 
 fn build(kinds: &[Kind]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Pods and peers that mean no good.
 
 use super::*;
+use crate::proxy::early::Early;
 use crate::proxy::stream::Request;
 use crate::proxy::tls::{self, Configs};
 use crate::proxy::tunnel;
@@ -17,7 +18,7 @@ async fn a_forged_client_address_is_not_shown_to_the_application() {
         let mut tls = tls::connect(&configs, &client(), &server(), tcp).await.unwrap();
         let request = Request { client: Some(told.parse().unwrap()), ..Request::to(address) };
         let opened = tokio::spawn(async move {
-            tunnel::open(&mut tls, request).await.unwrap();
+            tunnel::open(&mut tls, request, &mut Early::none()).await.unwrap();
             tls
         });
         let (far, _peer) = timeout(LONG, listener.accept()).await.unwrap().unwrap();
@@ -29,10 +30,7 @@ async fn a_forged_client_address_is_not_shown_to_the_application() {
 #[tokio::test]
 async fn a_pod_that_calls_its_own_proxy_gets_nowhere() {
     let Some(world) = World::new().await else { return };
-    for port in [15001, 15006] {
-        let mut tcp = world.client_pod.inside.connect(world.client_pod.at(false, port)).await.unwrap();
-        is_reset(&mut tcp).await;
-    }
+    is_reset_at_once(world.client_pod.inside.connect(world.client_pod.at(false, 15001)).await).await;
     let mut tcp = world.client_pod.inside.connect(world.client_pod.at(false, 15008)).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut heard = Vec::new();
@@ -80,8 +78,7 @@ async fn a_pod_with_too_many_connections_harms_only_itself() {
     for port in 8080..8083 {
         open.push(world.joined(false, port).await);
     }
-    let mut late = world.connect(Original::to(world.server_pod.at(false, 8080))).await.unwrap();
-    is_reset(&mut late).await;
+    is_reset_at_once(world.connect(Original::to(world.server_pod.at(false, 8080))).await).await;
     let figures = world.client.pods.figures();
     assert_eq!(figures.outbound.counts.over_connections.load(Ordering::Relaxed), 1);
     for (near, far) in &mut open {

@@ -20,8 +20,11 @@ async fn applications_see_each_other_as_if_nothing_was_between_them() {
         assert_eq!(timeout(LONG, near.read(&mut [0; 16])).await.unwrap().unwrap(), 0);
     }
     until("all clients are forgotten", || world.server.kernel.clients.lock().unwrap().is_empty()).await;
-    assert_eq!(world.client.outcome(|all| &all.outbound, "ended"), 2);
-    assert_eq!(world.server.outcome(|all| &all.inbound, "ended"), 2);
+    until("both nodes count them", || {
+        world.client.outcome(|all| &all.outbound, "ended") == 2
+            && world.server.outcome(|all| &all.inbound, "ended") == 2
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::time::{interval_at, timeout};
 use super::headers::{self, Asked};
 use super::server::{CONNECTION_WINDOW, FRAME, HEADERS, STREAM_WINDOW};
 use crate::proxy::stream::Reason;
-use crate::proxy::tls::{Tls, TlsIo};
+use crate::proxy::tls::{Standing, Tls, TlsIo};
 
 /// A peer that vanished is noticed after both.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -41,6 +41,7 @@ pub struct Connection {
     most: u32,
     alive: Arc<tokio::sync::Semaphore>,
     until: SystemTime,
+    standing: Standing,
 }
 
 /// One of a tunnel's streams, counted.
@@ -56,7 +57,7 @@ impl Connection {
     /// A tunnel on `tls`, for at most `most` streams at a time. Its frames are moved by a task of its own, which ends with the
     /// connection.
     pub async fn new(tls: Tls, most: u32) -> Result<Self, OpenError> {
-        let until = tls.until;
+        let (until, standing) = (tls.until, tls.standing.clone());
         let (requests, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -75,7 +76,7 @@ impl Connection {
             }
             dead.close();
         });
-        Ok(Self { requests, streams: Arc::default(), most, alive, until })
+        Ok(Self { requests, streams: Arc::default(), most, alive, until, standing })
     }
 
     /// Room for one more stream, if the tunnel lives and has some.
@@ -91,7 +92,12 @@ impl Connection {
 
     /// Whether it may take streams, now or later.
     pub fn is_alive(&self) -> bool {
-        !self.alive.is_closed() && SystemTime::now() < self.until
+        !self.alive.is_closed() && SystemTime::now() < self.until && self.standing.is_current()
+    }
+
+    /// Of the server's certificate.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Takes no more streams; those that are open go on.

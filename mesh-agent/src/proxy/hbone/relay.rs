@@ -17,16 +17,17 @@ use crate::proxy::relay::{self, Cut, Moved, failed, reset_on_drop};
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 64 << 10;
 
-/// Moves a stream that has been accepted, until both directions have ended. After any other end the application's connection is to
+/// Moves a stream that has been accepted, the `first` bytes of the application before all others, until both directions have ended. After any other end the application's connection is to
 /// be dropped, and is reset by that.
 pub async fn relay(
     application: &mut TcpStream,
     send: SendStream<Bytes>,
     receive: RecvStream,
+    first: Bytes,
 ) -> (Result<(), Cut>, Moved) {
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut send = ResetOnDrop(Some(send));
-    let outcome = both(application, &mut send, receive, &sent, &received).await;
+    let outcome = both(application, &mut send, receive, first, (&sent, &received)).await;
     match outcome {
         Ok(()) => send.0 = None,
         Err(_) => reset_on_drop(application),
@@ -51,10 +52,15 @@ async fn both(
     application: &mut TcpStream,
     send: &mut ResetOnDrop,
     receive: RecvStream,
-    sent: &AtomicU64,
-    received: &AtomicU64,
+    first: Bytes,
+    (sent, received): (&AtomicU64, &AtomicU64),
 ) -> Result<(), Cut> {
     let Some(send) = &mut send.0 else { return Err(Cut::Reset) };
+    if !first.is_empty() {
+        sent.fetch_add(first.len() as u64, Relaxed);
+        // Little enough to wait in HTTP/2 for its window.
+        send.send_data(first, false).map_err(tunnel)?;
+    }
     // tokio's halves borrow, so the errors of the socket are seen through the reading one.
     let (read, write) = application.split();
     let watched: &TcpStream = read.as_ref();

@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,7 +39,7 @@ async fn tunnel(
             };
             let (send, receive) = next.accept(None).unwrap();
             let (application, mut socket) = sockets().await;
-            tokio::spawn(async move { relay(&mut socket, send, receive).await });
+            tokio::spawn(async move { relay(&mut socket, send, receive, Bytes::new()).await });
             streams.send((asked, Some(application))).await.unwrap();
         }
     });
@@ -48,7 +49,7 @@ async fn tunnel(
 async fn stream(connection: &Connection) -> (TcpStream, JoinHandle<Result<(), Cut>>) {
     let (send, receive) = connection.open(&asked(), None).await.unwrap();
     let (application, mut socket) = sockets().await;
-    (application, tokio::spawn(async move { relay(&mut socket, send, receive).await.0 }))
+    (application, tokio::spawn(async move { relay(&mut socket, send, receive, Bytes::new()).await.0 }))
 }
 
 #[tokio::test]

@@ -1,3 +1,4 @@
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -6,10 +7,15 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::fixtures::NetworkNamespace;
 
-fn threads() -> usize {
+/// Threads of this process in that namespace, and descriptors of it.
+fn uses(inode: u64) -> usize {
+    let is_there = |path: PathBuf| std::fs::metadata(path).is_ok_and(|found| found.ino() == inode);
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     tasks
-        .filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "netns\n"))
+        .map(|task| task.path().join("ns/net"))
+        .chain(descriptors.map(|fd| fd.path()))
+        .filter(|path| is_there(path.clone()))
         .count()
 }
 
@@ -17,8 +23,11 @@ fn threads() -> usize {
 async fn sockets_are_in_the_pod_and_only_there() {
     let Some(pod) = NetworkNamespace::new() else { return };
     let address: SocketAddr = "127.0.0.1:15008".parse().unwrap();
+    let inode = std::fs::metadata(pod.path()).unwrap().ino();
+    let before = uses(inode);
     {
         let namespace = Namespace::open(&pod.path()).unwrap();
+        assert!(uses(inode) > before);
         let listener = namespace.listen(address).await.unwrap();
         let six = namespace.listen("[::1]:15008".parse().unwrap()).await.unwrap();
         // Another pod, or the node, may use the same port: nobody listens there.
@@ -41,7 +50,7 @@ async fn sockets_are_in_the_pod_and_only_there() {
         drop(six);
     }
     let gone = async {
-        while threads() > 0 {
+        while uses(inode) > before {
             sleep(Duration::from_millis(10)).await
         }
     };

@@ -113,6 +113,11 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// How much data its slots take.
+    pub(super) fn room(&self) -> usize {
+        self.size.slots() * (MAX_PLAINTEXT - 1)
+    }
+
     /// Where the data of each slot goes: behind the record's header and the message's type.
     pub(super) fn data(&mut self) -> ([IoSliceMut<'_>; SLOTS], usize) {
         let slots = self.size.slots();

@@ -11,8 +11,8 @@ use std::pin::Pin;
 
 pub use buffer::Budget;
 pub use plain::relay as plain;
-pub(super) use socket::failed;
 pub use socket::{end_on_drop, reset_on_drop};
+pub(super) use socket::{failed, read_now};
 pub use stream::relay;
 
 use super::stream::{Malformed, OutOfOrder};

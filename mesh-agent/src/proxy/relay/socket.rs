@@ -30,6 +30,17 @@ pub(super) fn read(tcp: &TcpStream, into: &mut [IoSliceMut<'_>]) -> io::Result<O
     }
 }
 
+/// Reads what is there, whether the event loop has seen it yet or not.
+pub(crate) fn read_now(tcp: &TcpStream, into: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+    match (&*SockRef::from(tcp)).read_vectored(into) {
+        Ok(read) => Ok(Some(read)),
+        // Where it thought there was something: it waits for more.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => read(tcp, into),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes what fits; none when nothing does.
 pub(super) fn write(tcp: &TcpStream, from: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
     match tcp.try_io(Interest::WRITABLE, || (&*SockRef::from(tcp)).write_vectored(from)) {

@@ -152,11 +152,15 @@ async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
         if written < end {
             blocked(write(common, &buffer.bytes[written..end])).await?;
         }
+        let emptied = read < buffer.room();
         drop(buffer);
         common.sent.fetch_add(read as u64, Relaxed);
         // After the data: a key may seal a few records more than its limit says.
         if let Some(record) = writer.due()? {
             blocked(write(common, &record)).await?;
+        }
+        if emptied {
+            writer.rest();
         }
     }
 }
@@ -242,6 +246,7 @@ async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) 
                     pace.moved(read, buffer.size);
                 }
                 None => {
+                    reader.rest();
                     *received = buffer.bytes[..have].to_vec();
                     if over {
                         return Ok(());

@@ -40,9 +40,9 @@ impl Order {
         match (self, message) {
             (Self::Asked, Message::Accepted) => Ok(open()),
             (Self::Asked, Message::Refused(..)) => Ok(Self::Over),
-            (Self::Idle, Message::Drain) => Ok(Self::Over),
-            // The answer, or the stream, still comes.
-            (Self::Asked | Self::Stream { .. }, Message::Drain) => Ok(self),
+            // A server that has taken the request would have answered first.
+            (Self::Idle | Self::Asked, Message::Drain) => Ok(Self::Over),
+            (Self::Stream { .. }, Message::Drain) => Ok(self),
             (_, Message::Request(_)) => Err(OutOfOrder),
             _ => self.received(message),
         }

@@ -1,6 +1,8 @@
 //! What connections do when all is well, or an end goes away.
 
 use super::*;
+use crate::proxy::stream::Message;
+use crate::proxy::{tls, tunnel};
 
 #[tokio::test]
 async fn a_tunnel_is_reused_after_a_clean_end() {
@@ -16,6 +18,78 @@ async fn a_tunnel_is_reused_after_a_clean_end() {
     let (wanted, outcome) = mesh.policy.finished.lock().unwrap()[0].clone();
     assert_eq!(wanted.source, Some(client()));
     assert_eq!(outcome, Outcome::Ended(relay::Moved { sent: 5, received: 5 }));
+}
+
+/// A server that does with what it hears as it is told, with the tunnels that come to it.
+async fn answering(
+    mesh: &Mesh,
+    answers: impl Fn(usize) -> Option<Message<'static>> + Send + 'static,
+) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    let (listener, address) = listener().await;
+    let (heard, told) = tokio::sync::mpsc::unbounded_channel();
+    let configs = Arc::clone(&mesh.pair.server);
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (tcp, _peer) = listener.accept().await.unwrap();
+            let mut tls = tls::accept(&configs, &server(), tcp).await.unwrap();
+            let request = tunnel::receive(&mut tls).await.unwrap().unwrap();
+            assert!(matches!(Message::decode(&request), Ok(Message::Request(_))));
+            // It may come with the request, or after.
+            let early = tunnel::receive(&mut tls).await.unwrap().unwrap();
+            heard.send(early).unwrap();
+            if let Some(answer) = answers(number) {
+                tunnel::send(&mut tls, &answer).await.unwrap();
+            }
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
+async fn what_is_said_early_goes_along_and_is_said_again_only_if_nobody_has_heard_it() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    // Refused, or told that it takes nothing more: no application has heard it.
+    for refusal in [Message::Refused(Reason::Upstream, ""), Message::Drain] {
+        let text = refusal.encode();
+        let (refusing, mut told) =
+            answering(&mesh, move |_| Some(Message::decode(Box::leak(text.clone().into())).unwrap())).await;
+        mesh.route(
+            target,
+            vec![Endpoint { tunnel: refusing, ..mesh.endpoint(target) }, mesh.endpoint(target)],
+        );
+        assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"hello");
+        assert_eq!(told.recv().await.unwrap(), Message::Data(b"hello").encode());
+    }
+    let moved = relay::Moved { sent: 5, received: 5 };
+    until("both ends count it", || {
+        let table = mesh.table.finished.lock().unwrap();
+        table.len() == 2 && table.iter().all(|(_, outcome)| *outcome == Outcome::Ended(moved))
+    })
+    .await;
+    // It goes without a word: it may have handed it over.
+    let (silent, mut told) = answering(&mesh, |_| None).await;
+    mesh.route(target, vec![Endpoint { tunnel: silent, ..mesh.endpoint(target) }, mesh.endpoint(target)]);
+    assert!(converse(mesh.connect(target).await, b"hello").await.is_err());
+    assert_eq!(told.recv().await.unwrap(), Message::Data(b"hello").encode());
+    assert_eq!(mesh.outcomes().len(), 2, "another application has heard it");
+}
+
+#[tokio::test]
+async fn what_is_said_early_is_whole_however_long_it_is() {
+    for protocols in [vec![Protocol::Stream], vec![Protocol::H2]] {
+        let mesh = Mesh::with(protocols, limits()).await;
+        let target = echo().await;
+        let refusing = listener().await.1;
+        mesh.route(
+            target,
+            vec![Endpoint { tunnel: refusing, ..mesh.endpoint(target) }, mesh.endpoint(target)],
+        );
+        for length in [1, 8191, 8192, 8193, 100_000] {
+            let text: Vec<u8> = (0..length).map(|at: u32| at as u8).collect();
+            assert!(converse(mesh.connect(target).await, &text).await.unwrap() == text);
+        }
+    }
 }
 
 #[tokio::test]
@@ -134,20 +208,6 @@ async fn a_drain_lets_streams_end_and_then_resets() {
         timeout(LONG, mesh.serving).await.unwrap().unwrap();
         assert!(timeout(LONG, open[0].read(&mut [0])).await.unwrap().is_err());
     }
-}
-
-#[tokio::test]
-async fn a_server_without_tls_is_asked_by_its_own_address() {
-    let mesh = Mesh::new().await;
-    // As sk_lookup does it: the connection's own address is what the client meant. Here that is the listener's.
-    let (steered, address) = listener().await;
-    let (_phase, drain) = Drain::new();
-    tokio::spawn(inbound::serve_plain(Arc::clone(&mesh.inbound), steered, drain));
-    mesh.policy.open.store(false, Ordering::Relaxed);
-    let mut tcp = TcpStream::connect(address).await.unwrap();
-    assert!(timeout(LONG, tcp.read(&mut [0])).await.unwrap().is_err());
-    let wanted = mesh.policy.finished.lock().unwrap()[0].0.clone();
-    assert_eq!((wanted.source, wanted.destination), (None, address));
 }
 
 #[tokio::test]

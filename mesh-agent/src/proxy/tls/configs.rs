@@ -12,6 +12,7 @@ use rustls::{ClientConfig, ServerConfig, version};
 
 use super::peer::{PeerVerifier, Wanted};
 use super::revocation::{Lists, Revocations};
+use super::secret::Listener;
 use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
 
 /// Peers of one identity that a configuration is kept for; the next one empties the table, which costs handshakes, not
@@ -199,6 +200,7 @@ impl Configs {
         config.alpn_protocols = self.names();
         config.enable_sni = false;
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Listener);
         config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS);
         Ok(Role { config: Arc::new(config), verifier })
     }
@@ -217,6 +219,7 @@ impl Configs {
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&certificate.certified))));
         config.alpn_protocols = self.names();
         config.enable_secret_extraction = true;
+        config.key_log = Arc::new(Listener);
         // Stateful: a ticket is then one use of one entry here, and ends with this configuration.
         config.session_storage = ServerSessionMemoryCache::new(SERVER_SESSIONS);
         // Connections are reused, so a client rarely makes more than one at a time.

@@ -16,7 +16,8 @@ use super::configs::{ConfigError, Configs, Protocol};
 use super::connection::Tls;
 use super::peer::{NotTrusted, PeerVerifier};
 use super::record::HEADER;
-use super::session::{Kernel, TlsError, split};
+use super::secret::{Listener, Secret, Secrets};
+use super::session::{Tickets, TlsError, Traffic, split};
 use crate::identity::SpiffeId;
 
 /// Most bytes after the header of a record, and those of a whole handshake. A peer that sends more is not one of ours.
@@ -48,6 +49,9 @@ pub enum HandshakeError {
     /// Records or a handshake longer than any of ours.
     #[error("handshake: too long")]
     TooLong,
+    /// rustls did not tell the secrets of the connection, or they are of another suite than those that are offered.
+    #[error("handshake: no secrets")]
+    NoSecrets,
     /// The record layer.
     #[error("handshake: {0}")]
     Records(#[from] TlsError),
@@ -94,7 +98,10 @@ fn unix(time: SystemTime) -> i64 {
 trait End: Sized + std::ops::Deref<Target: std::ops::Deref<Target = CommonState>> {
     type Data;
     fn process<'c, 'i>(&'c mut self, bytes: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-    fn finish(self) -> Result<(rustls::ExtractedSecrets, Kernel), rustls::Error>;
+    /// The number of the next record in each direction, and what takes tickets.
+    fn finish(self) -> Result<(rustls::ExtractedSecrets, Option<Tickets>), rustls::Error>;
+    /// Of the secrets of client and server that of what is received, and of what is sent.
+    fn directions(secrets: Secrets) -> (Option<Secret>, Option<Secret>);
 }
 
 impl End for UnbufferedClientConnection {
@@ -104,8 +111,12 @@ impl End for UnbufferedClientConnection {
         self.process_tls_records(bytes)
     }
 
-    fn finish(self) -> Result<(rustls::ExtractedSecrets, Kernel), rustls::Error> {
-        self.dangerous_into_kernel_connection().map(|(secrets, kernel)| (secrets, Kernel::Client(kernel)))
+    fn finish(self) -> Result<(rustls::ExtractedSecrets, Option<Tickets>), rustls::Error> {
+        self.dangerous_into_kernel_connection().map(|(secrets, kernel)| (secrets, Some(Box::new(kernel))))
+    }
+
+    fn directions(secrets: Secrets) -> (Option<Secret>, Option<Secret>) {
+        (secrets.server, secrets.client)
     }
 }
 
@@ -116,8 +127,12 @@ impl End for UnbufferedServerConnection {
         self.process_tls_records(bytes)
     }
 
-    fn finish(self) -> Result<(rustls::ExtractedSecrets, Kernel), rustls::Error> {
-        self.dangerous_into_kernel_connection().map(|(secrets, kernel)| (secrets, Kernel::Server(kernel)))
+    fn finish(self) -> Result<(rustls::ExtractedSecrets, Option<Tickets>), rustls::Error> {
+        self.dangerous_into_kernel_connection().map(|(secrets, _kernel)| (secrets, None))
+    }
+
+    fn directions(secrets: Secrets) -> (Option<Secret>, Option<Secret>) {
+        (secrets.client, secrets.server)
     }
 }
 
@@ -138,11 +153,20 @@ struct Driver<E> {
     /// All that was received so far.
     seen: usize,
     outgoing: Vec<u8>,
+    secrets: Secrets,
 }
 
 impl<E: End> Driver<E> {
     fn new(tcp: TcpStream, end: E) -> Self {
-        Self { tcp, end, received: Vec::new(), given: 0, seen: 0, outgoing: Vec::new() }
+        Self {
+            tcp,
+            end,
+            received: Vec::new(),
+            given: 0,
+            seen: 0,
+            outgoing: Vec::new(),
+            secrets: Secrets::default(),
+        }
     }
 
     async fn run(mut self, verifier: &PeerVerifier) -> Result<Tls, HandshakeError> {
@@ -169,7 +193,9 @@ impl<E: End> Driver<E> {
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "the enum may grow; what is not known is refused")]
     fn step(&mut self) -> Result<Step, HandshakeError> {
-        let UnbufferedStatus { discard, state, .. } = self.end.process(&mut self.received[..self.given]);
+        let (end, given) = (&mut self.end, &mut self.received[..self.given]);
+        let UnbufferedStatus { discard, state, .. } =
+            Listener::during(&mut self.secrets, || end.process(given));
         let step = match state? {
             ConnectionState::EncodeTlsData(mut data) => {
                 let from = self.outgoing.len();
@@ -239,8 +265,13 @@ impl<E: End> Driver<E> {
         let until = UNIX_EPOCH + Duration::from_secs(until.unsigned_abs());
         let standing = verifier.standing(chain);
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
-        let (secrets, kernel) = self.end.finish()?;
-        let (reader, writer) = split(&secrets, kernel)?;
+        let (first, tickets) = self.end.finish()?;
+        let (receive, send) = E::directions(self.secrets);
+        let traffic = |secret: Option<Secret>, sequence| {
+            let secret = secret.ok_or(HandshakeError::NoSecrets)?;
+            Ok::<_, HandshakeError>(Traffic { secret, sequence })
+        };
+        let (reader, writer) = split(traffic(receive, first.rx.0)?, traffic(send, first.tx.0)?, tickets)?;
         let mut received = self.received;
         received.drain(..self.given);
         received.shrink_to_fit();

@@ -10,6 +10,7 @@ mod io;
 mod peer;
 mod record;
 mod revocation;
+mod secret;
 mod session;
 
 pub use configs::{ConfigError, Configs, NoCertificate, Protocol};

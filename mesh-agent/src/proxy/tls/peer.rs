@@ -95,8 +95,7 @@ pub(super) struct PeerVerifier {
 impl PeerVerifier {
     /// The peer's certificate, for when it is revoked later.
     pub(super) fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
-        let none = CertificateDer::from_slice(&[]);
-        Standing::new(&self.lists, chain.first().unwrap_or(&none))
+        Standing::new(&self.lists, chain)
     }
 
     fn usable(&self) -> Result<(), Error> {

@@ -1,7 +1,8 @@
 //! TLS 1.3 records (RFC 8446, section 5), sealed and opened where they lie. Pure.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use rustls::ConnectionTrafficSecrets;
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey};
+
+use super::secret::Material;
 
 /// Bytes before a record's content.
 pub const HEADER: usize = 5;
@@ -10,6 +11,8 @@ pub const OVERHEAD: usize = HEADER + 1 + TAG;
 /// Most bytes in a record.
 pub const MAX_PLAINTEXT: usize = 1 << 14;
 const TAG: usize = 16;
+/// Bytes of a nonce, and of an initialization vector.
+pub(super) const NONCE: usize = 12;
 /// Most bytes after a record's header: other implementations may pad.
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 
@@ -42,28 +45,31 @@ pub enum RecordError {
     Suite,
 }
 
+/// A key with what its algorithm makes of it, which is much larger, and only there while records come and go.
 struct Key {
-    key: LessSafeKey,
-    iv: [u8; 12],
+    material: Material,
+    tables: Option<LessSafeKey>,
     sequence: u64,
 }
 
 impl Key {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the enum may grow; what is not known is refused")]
-    fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        let (algorithm, key, iv) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(RecordError::Suite),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_length| RecordError::Suite)?;
-        let iv = iv.as_ref().try_into().map_err(|_length| RecordError::Suite)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+    fn new(sequence: u64, material: Material) -> Self {
+        Self { material, tables: None, sequence }
+    }
+
+    fn next(&mut self) -> Result<(Nonce, &LessSafeKey), RecordError> {
+        let nonce = self.nonce();
+        let Material { algorithm, key, .. } = &self.material;
+        if self.tables.is_none() {
+            let key = UnboundKey::new(algorithm, &key[..algorithm.key_len()]);
+            self.tables = Some(LessSafeKey::new(key.map_err(|_length| RecordError::Suite)?));
+        }
+        Ok((nonce, self.tables.as_ref().ok_or(RecordError::Suite)?))
     }
 
     /// Each number is used once: it counts up, and a key is replaced long before it wraps.
     fn nonce(&mut self) -> Nonce {
-        let mut nonce = self.iv;
+        let mut nonce = self.material.iv;
         for (byte, sequence) in nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()) {
             *byte ^= sequence;
         }
@@ -76,8 +82,13 @@ impl Key {
 pub(super) struct Sealer(Key);
 
 impl Sealer {
-    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        Key::new(sequence, secrets).map(Self)
+    pub(super) fn new(sequence: u64, material: Material) -> Self {
+        Self(Key::new(sequence, material))
+    }
+
+    /// Keeps no more than it needs to go on.
+    pub(super) fn rest(&mut self) {
+        self.0.tables = None;
     }
 
     /// Records sealed with this key.
@@ -101,8 +112,8 @@ impl Sealer {
         record[..HEADER].copy_from_slice(&header);
         record[HEADER + length] = content as u8;
         let (inner, tag) = record[HEADER..].split_at_mut(length + 1);
-        let nonce = self.0.nonce();
-        let sealed = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(header), inner);
+        let (nonce, key) = self.0.next()?;
+        let sealed = key.seal_in_place_separate_tag(nonce, Aad::from(header), inner);
         tag.copy_from_slice(sealed.map_err(|_failed| RecordError::Forged)?.as_ref());
         Ok(total)
     }
@@ -135,16 +146,21 @@ pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, RecordError> {
 pub(super) struct Opener(Key);
 
 impl Opener {
-    pub(super) fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, RecordError> {
-        Key::new(sequence, secrets).map(Self)
+    pub(super) fn new(sequence: u64, material: Material) -> Self {
+        Self(Key::new(sequence, material))
+    }
+
+    /// Keeps no more than it needs to go on.
+    pub(super) fn rest(&mut self) {
+        self.0.tables = None;
     }
 
     /// Opens the record at the beginning of `bytes`; none when it is not whole yet.
     pub(super) fn open(&mut self, bytes: &mut [u8]) -> Result<Option<Opened>, RecordError> {
         let Some(total) = length(bytes)?.filter(|total| *total <= bytes.len()) else { return Ok(None) };
         let (header, sealed) = bytes[..total].split_at_mut(HEADER);
-        let nonce = self.0.nonce();
-        let opened = self.0.key.open_in_place(nonce, Aad::from(&*header), sealed);
+        let (nonce, key) = self.0.next()?;
+        let opened = key.open_in_place(nonce, Aad::from(&*header), sealed);
         let inner = opened.map_err(|_failed| RecordError::Forged)?;
         // Zeros after the type are padding.
         let end = inner.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Content)?;

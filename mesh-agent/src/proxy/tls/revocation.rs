@@ -94,18 +94,19 @@ impl Lists {
     }
 }
 
-/// A verified peer's certificate, for when it is revoked later.
+/// A verified peer's certificate and its issuers', for when one of them is revoked later.
 #[derive(Debug, Clone)]
 pub struct Standing {
     lists: Arc<Lists>,
-    leaf: u64,
+    chain: Arc<[u64]>,
 }
 
 impl Standing {
-    pub(super) fn new(lists: &Arc<Lists>, leaf: &CertificateDer<'_>) -> Self {
-        let leaf = X509Certificate::from_der(leaf)
-            .map_or(0, |(_, parsed)| number(parsed.issuer().as_raw(), parsed.raw_serial()));
-        Self { lists: Arc::clone(lists), leaf }
+    pub(super) fn new(lists: &Arc<Lists>, chain: &[CertificateDer<'_>]) -> Self {
+        let read = |certificate| X509Certificate::from_der(certificate).ok();
+        let numbers = chain.iter().filter_map(|certificate| read(certificate.as_ref()));
+        let numbers = numbers.map(|(_, parsed)| number(parsed.issuer().as_raw(), parsed.raw_serial()));
+        Self { lists: Arc::clone(lists), chain: numbers.collect() }
     }
 
     /// Whether the lists have not changed since it was verified. Else it has to be verified anew before anything begins.
@@ -119,7 +120,7 @@ impl Standing {
         while let Some(next) = lists.next.get() {
             lists = next;
         }
-        lists.revoked.contains(&self.leaf)
+        self.chain.iter().any(|certificate| lists.revoked.contains(certificate))
     }
 }
 

@@ -1,15 +1,14 @@
 //! What goes on beside the data: alerts, key updates, session tickets. Pure.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
-use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 
 use super::record::{Content, HEADER, MAX_PLAINTEXT, OVERHEAD, Opener, RecordError, Sealer};
+use super::secret::Secret;
 
 /// Records that one AES-GCM key may seal (RFC 8446, section 5.5: 2^24.5 of full size).
 const KEY_LIMIT: u64 = 1 << 24;
@@ -42,54 +41,34 @@ pub enum TlsError {
     Tls(String),
 }
 
-/// What rustls keeps for a connection whose records are ours.
-pub(super) enum Kernel {
-    Client(KernelConnection<ClientConnectionData>),
-    Server(KernelConnection<ServerConnectionData>),
+/// What rustls does with tickets for sessions to come.
+pub(super) type Tickets = Box<KernelConnection<ClientConnectionData>>;
+
+/// One direction of a connection: its secret, and how many records have gone by under the first key.
+pub(super) struct Traffic {
+    pub(super) secret: Secret,
+    pub(super) sequence: u64,
 }
 
-type Secrets = (u64, ConnectionTrafficSecrets);
-
-impl Kernel {
-    fn next(&mut self, receive: bool) -> Result<Secrets, TlsError> {
-        let secrets = match (self, receive) {
-            (Self::Client(kernel), true) => kernel.update_rx_secret(),
-            (Self::Client(kernel), false) => kernel.update_tx_secret(),
-            (Self::Server(kernel), true) => kernel.update_rx_secret(),
-            (Self::Server(kernel), false) => kernel.update_tx_secret(),
-        };
-        secrets.map_err(|error| TlsError::Tls(error.to_string()))
-    }
-
-    fn ticket(&mut self, ticket: &[u8]) -> Result<(), TlsError> {
-        match self {
-            Self::Client(kernel) => {
-                kernel.handle_new_session_ticket(ticket).map_err(|error| TlsError::Tls(error.to_string()))
-            }
-            Self::Server(_) => Err(TlsError::Unexpected),
-        }
-    }
-}
-
-struct Shared {
-    kernel: Mutex<Kernel>,
-    /// The peer wants us to change our key before we send more.
-    update: AtomicBool,
-}
-
-impl Shared {
-    fn kernel<T>(&self, ask: impl FnOnce(&mut Kernel) -> T) -> T {
-        ask(&mut self.kernel.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// The two directions of a connection.
-pub(super) fn split(secrets: &ExtractedSecrets, kernel: Kernel) -> Result<(Reader, Writer), TlsError> {
-    let shared = Arc::new(Shared { kernel: Mutex::new(kernel), update: AtomicBool::new(false) });
-    let opener = Opener::new(secrets.rx.0, &secrets.rx.1)?;
-    let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1)?;
-    let reader = Reader { opener, shared: Arc::clone(&shared), message: Vec::new(), idle: 0 };
-    Ok((reader, Writer { sealer, shared }))
+/// The two directions of a connection, what is received and what is sent; a client takes tickets.
+pub(super) fn split(
+    receive: Traffic,
+    send: Traffic,
+    tickets: Option<Tickets>,
+) -> Result<(Reader, Writer), TlsError> {
+    let update = Arc::new(AtomicBool::new(false));
+    let opener = Opener::new(receive.sequence, receive.secret.material()?);
+    let sealer = Sealer::new(send.sequence, send.secret.material()?);
+    let reader = Reader {
+        opener,
+        secret: receive.secret,
+        client: tickets.is_some(),
+        tickets,
+        update: Arc::clone(&update),
+        message: Vec::new(),
+        idle: 0,
+    };
+    Ok((reader, Writer { sealer, secret: send.secret, update }))
 }
 
 /// What a record said.
@@ -106,13 +85,23 @@ pub enum Event {
 /// Opens what is received.
 pub struct Reader {
     opener: Opener,
-    shared: Arc<Shared>,
+    secret: Secret,
+    client: bool,
+    /// Until the first data: a server of ours gives its ticket before that, and what takes it is large.
+    tickets: Option<Tickets>,
+    /// The peer wants us to change our key before we send more.
+    update: Arc<AtomicBool>,
     /// The part of a handshake message whose rest comes in the next record.
     message: Vec<u8>,
     idle: u32,
 }
 
 impl Reader {
+    /// Nothing is to be opened for now: keeps no more than it needs to go on.
+    pub fn rest(&mut self) {
+        self.opener.rest();
+    }
+
     /// Opens the record at the beginning of `bytes`: its length, and what it said; none when it is not whole yet.
     pub fn open(&mut self, bytes: &mut [u8]) -> Result<Option<(usize, Event)>, TlsError> {
         let Some(opened) = self.opener.open(bytes)? else { return Ok(None) };
@@ -123,6 +112,7 @@ impl Reader {
         let event = match opened.content {
             Content::Data if opened.length > 0 => {
                 self.idle = 0;
+                self.tickets = None;
                 return Ok(Some((opened.total, Event::Data(content))));
             }
             Content::Data => Event::Nothing,
@@ -160,13 +150,17 @@ impl Reader {
             }
             let Some((body, next)) = after.split_at_checked(length) else { break };
             match (*kind, body) {
-                (NEW_SESSION_TICKET, ticket) => self.shared.kernel(|kernel| kernel.ticket(ticket))?,
+                (NEW_SESSION_TICKET, ticket) if self.client => {
+                    if let Some(tickets) = &mut self.tickets {
+                        let taken = tickets.handle_new_session_ticket(ticket);
+                        taken.map_err(|error| TlsError::Tls(error.to_string()))?;
+                    }
+                }
                 // The key changes with the next record, so nothing may follow in this one.
                 (KEY_UPDATE, [answer @ (0 | 1)]) if next.is_empty() => {
-                    let (sequence, secrets) = self.shared.kernel(|kernel| kernel.next(true))?;
-                    self.opener = Opener::new(sequence, &secrets)?;
+                    self.opener = Opener::new(0, self.secret.update()?);
                     if *answer == 1 {
-                        self.shared.update.store(true, Ordering::Relaxed);
+                        self.update.store(true, Ordering::Relaxed);
                     }
                 }
                 _ => return Err(TlsError::Unexpected),
@@ -181,26 +175,31 @@ impl Reader {
 /// Seals what is sent.
 pub struct Writer {
     sealer: Sealer,
-    shared: Arc<Shared>,
+    secret: Secret,
+    update: Arc<AtomicBool>,
 }
 
 impl Writer {
+    /// Nothing is to be sealed for now: keeps no more than it needs to go on.
+    pub fn rest(&mut self) {
+        self.sealer.rest();
+    }
+
     /// Records that must be sent before any other, if any. To be asked before each write.
     pub fn due(&mut self) -> Result<Option<Vec<u8>>, TlsError> {
-        let asked = self.shared.update.load(Ordering::Relaxed);
+        let asked = self.update.load(Ordering::Relaxed);
         // A write seals a few records; the limit has more room than that.
         if !asked && self.sealer.used() < KEY_LIMIT {
             return Ok(None);
         }
-        self.shared.update.store(false, Ordering::Relaxed);
+        self.update.store(false, Ordering::Relaxed);
         self.update_key(false).map(Some)
     }
 
     /// Changes the key: the record that says so to the peer, who is asked to do the same if `both`.
     pub fn update_key(&mut self, both: bool) -> Result<Vec<u8>, TlsError> {
         let record = self.record(Content::Handshake, &[KEY_UPDATE, 0, 0, 1, u8::from(both)])?;
-        let (sequence, secrets) = self.shared.kernel(|kernel| kernel.next(false))?;
-        self.sealer = Sealer::new(sequence, &secrets)?;
+        self.sealer = Sealer::new(0, self.secret.update()?);
         Ok(record)
     }
 

@@ -109,6 +109,60 @@ async fn keys_change_in_the_middle() {
 }
 
 #[tokio::test]
+async fn keys_change_as_another_implementation_changes_them() {
+    for suite in [
+        rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+    ] {
+        let pair = Pair::new();
+        let mut config = (*pair.client.client(&client(), &server()).unwrap().config).clone();
+        config.key_log = Arc::new(rustls::NoKeyLog {});
+        let provider = rustls::crypto::CryptoProvider {
+            cipher_suites: vec![suite],
+            ..rustls::crypto::aws_lc_rs::default_provider()
+        };
+        let verifier = pair.client.client(&client(), &server()).unwrap().verifier;
+        let mut only = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(Arc::clone(&config.client_auth_cert_resolver));
+        only.alpn_protocols = config.alpn_protocols;
+        let (near, far) = super::fixtures::sockets().await;
+        let name = rustls::pki_types::ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(only));
+        let own = server();
+        let (near, far) = tokio::join!(connector.connect(name, near), accept(&pair.server, &own, far));
+        let (mut near, mut far) = (near.unwrap(), far.unwrap());
+        for round in 0..4_u8 {
+            // It changes its key, and asks for a change of ours.
+            near.get_mut().1.refresh_traffic_keys().unwrap();
+            near.write_all(&[round]).await.unwrap();
+            let mut io = TlsIo::new(far);
+            let mut byte = [0];
+            io.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, [round]);
+            io.write_all(&byte).await.unwrap();
+            near.read_exact(&mut byte).await.unwrap();
+            // And ours, unasked.
+            far = io.into_tls();
+            let update = far.writer.update_key(true).unwrap();
+            let data = far.writer.data(&[round + 1]).unwrap();
+            far.tcp.write_all(&[update, data].concat()).await.unwrap();
+            near.read_exact(&mut byte).await.unwrap();
+            assert_eq!(byte, [round + 1]);
+            near.write_all(&byte).await.unwrap();
+            let mut io = TlsIo::new(far);
+            io.read_exact(&mut byte).await.unwrap();
+            far = io.into_tls();
+            far.reader.rest();
+            far.writer.rest();
+        }
+    }
+}
+
+#[tokio::test]
 async fn another_workload_is_refused() {
     let pair = Pair::new();
     pair.server_held.set(&server(), pair.authority.issue(&Wanted::of(&id("ns/shop/sa/thief"))));

@@ -1,0 +1,141 @@
+//! Who was refused, as the proxies and the kernel programs tell it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use aya::maps::{MapData, RingBuf};
+use mesh_common::abi;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
+
+use super::owner::Owner;
+use crate::datapath::passages::{self, socket_address};
+use crate::identity::spiffe_of;
+use crate::pods::host::{Denial, Side};
+use crate::policy::{self, Caller, NO_MATCH, NO_VERDICT, Refusal};
+use crate::snapshot::Workload;
+
+/// How often the kernel programs' denials are read.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Denials of which nobody can say more than that there were so many.
+pub(super) type Untold = Arc<AtomicU64>;
+
+/// Reads what the kernel programs tell of denials. What there is no room for is counted by the programs. Looking often enough is simpler than being
+/// woken, and the ring holds what comes in between.
+pub(super) async fn read(mut ring: RingBuf<MapData>, told: mpsc::Sender<abi::Denial>, untold: Untold) {
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        while let Some(denial) = ring.next().map(|bytes| passages::denial(&bytes)) {
+            match denial {
+                // The agent may be about to end.
+                Ok(denial) => drop(told.send(denial).await),
+                Err(error) => {
+                    untold.fetch_add(1, Relaxed);
+                    warn!(%error, "what the kernel programs told cannot be read");
+                }
+            }
+        }
+    }
+}
+
+impl Owner {
+    /// Takes in a denial of the kernel programs.
+    pub(super) fn kernel_denied(&mut self, denial: &abi::Denial) {
+        let side = match denial.side {
+            abi::Denial::CLIENT => policy::Side::Client,
+            _ => policy::Side::Server,
+        };
+        let policy = match denial.verdict {
+            abi::Verdict { action: 0, .. } => NO_VERDICT.into(),
+            abi::Verdict { policy: 0, .. } => {
+                self.policies.asking(denial.policies).unwrap_or_else(|| NO_MATCH.into())
+            }
+            abi::Verdict { policy, .. } => {
+                self.policies.name(policy).unwrap_or_else(|| format!("number {policy}").into())
+            }
+        };
+        let refusal = Refusal {
+            at: SystemTime::now(),
+            side,
+            source: self.end(denial.source_workload, socket_address(&denial.source)),
+            destination: self.end(denial.destination_workload, socket_address(&denial.destination)),
+            policy,
+            rule: (denial.verdict.policy != 0).then_some(usize::from(denial.verdict.rule)),
+            cause: None,
+        };
+        self.denials.tell(refusal, Instant::now());
+    }
+
+    fn end(&self, workload: u64, address: Option<SocketAddr>) -> Caller {
+        let by_identity =
+            || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
+        // Of workloads of other nodes only the address is known here.
+        let by_address = || {
+            let found = self.mesh.at(address?.ip())?;
+            (abi::identity_of(&found.uid()).0 == workload).then_some(found)
+        };
+        match by_identity().or_else(by_address) {
+            Some(found) => known(&found, address),
+            None => Caller { address, ..Caller::default() },
+        }
+    }
+}
+
+/// A denial of a proxy, as the owner keeps them.
+pub(super) fn refusal(denial: Denial) -> Refusal {
+    Refusal {
+        at: SystemTime::now(),
+        side: match denial.side {
+            Side::Outbound => policy::Side::Client,
+            Side::Inbound => policy::Side::Proxy,
+        },
+        source: Caller {
+            workload: None,
+            identity: denial.source.map(|source| source.to_string()),
+            address: Some(SocketAddr::new(denial.source_ip, 0)),
+        },
+        destination: known(&denial.destination, Some(denial.address)),
+        policy: denial.judged.policy.unwrap_or_else(|| NO_MATCH.into()),
+        rule: denial.judged.rule,
+        cause: None,
+    }
+}
+
+fn known(workload: &Workload, address: Option<SocketAddr>) -> Caller {
+    Caller {
+        workload: Some(workload.uid()),
+        identity: spiffe_of(workload).ok().map(|identity| identity.to_string()),
+        address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::host::Judged;
+    use crate::snapshot::fixtures::{parsed_workload, workload};
+
+    #[test]
+    fn a_denial_names_both_ends_policy_and_rule() {
+        let destination = parsed_workload(workload("c//Pod/shop/db", "10.0.0.1", "n", &[]));
+        let denial = Denial {
+            side: Side::Inbound,
+            source: Some("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap()),
+            source_ip: "10.0.0.2".parse().unwrap(),
+            destination,
+            address: "10.0.0.1:80".parse().unwrap(),
+            judged: Judged { allowed: false, policy: Some("shop/one".into()), rule: Some(2) },
+        };
+        let told = refusal(denial);
+        assert_eq!((told.side, &*told.policy, told.rule), (policy::Side::Proxy, "shop/one", Some(2)));
+        assert_eq!(told.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
+        assert_eq!(told.destination.workload.as_deref(), Some("c//Pod/shop/db"));
+        assert_eq!(told.destination.address, Some("10.0.0.1:80".parse().unwrap()));
+    }
+}
