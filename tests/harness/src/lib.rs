@@ -19,6 +19,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod cluster;
 pub mod control;
+pub mod hbone;
 pub mod http;
 pub mod manifest;
 pub mod netns;

@@ -26,7 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Peer {
     /// A TCP server that answers `who`, `echo`, `sink`, `deaf`, `attend`, `attended` and `pump`, and ends by `close`, `reset`, `leave`,
-    /// `gush`, `shut` and `insist`.
+    /// `gush`, `shut`, `insist` and `finish`.
     TcpEcho(Serve),
     /// A UDP server that answers with its name, the source it saw, and the payload.
     UdpEcho(Serve),

@@ -119,6 +119,15 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
                 let line = format!("{name} {} {}\n", connection.peer_addr()?, ended?);
                 return writer.write_all(line.as_bytes());
             }
+            // Says that it says no more, and only then reads to the end, which it remembers.
+            "finish" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                connection.shutdown(Shutdown::Write)?;
+                let heard = attend(&mut reader);
+                let how = heard.map_or_else(|error| error_name(&error), |bytes| format!("{bytes} bytes"));
+                note(&how);
+                return Ok(());
+            }
             "attended" => {
                 let all = ATTENDED.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 writer.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())?;
