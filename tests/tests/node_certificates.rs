@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::ensure;
-use mesh_harness::{AgentOptions, Cluster, Pod, agent, needs, peer, until};
+use mesh_harness::{AgentOptions, Clock, Cluster, Node, Pod, agent, needs, peer, until};
 use mesh_tests::Mesh;
 use mesh_tests::authority::{Authority, Credential, Leaf, dns, self_signed, uri};
 use mesh_tests::tunnel::{self, Impostor, Tunnel};
@@ -28,14 +29,22 @@ fn of_account(account: &str) -> String {
 
 impl Scene {
     fn start() -> anyhow::Result<Self> {
-        let (cluster, authority) = (Cluster::start()?, Authority::new()?);
+        Self::on(Cluster::start()?, |_node| Vec::new())
+    }
+
+    /// The agents with such variables in their environment.
+    fn on(cluster: Cluster, environment: impl Fn(usize) -> Vec<(String, String)>) -> anyhow::Result<Self> {
+        let authority = Authority::new()?;
         authority.install(&cluster.dir().join("control/ca"))?;
         let revoked = cluster.dir().join("crl.pem");
         std::fs::write(&revoked, authority.revoke(&[])?)?;
         let nodes = [cluster.node("z1")?, cluster.node("z2")?];
         let control = cluster.control()?;
-        let options = AgentOptions::with(&["--crl", &revoked.to_string_lossy()]);
-        let agents = nodes.iter().map(|node| node.agent_with(&options)).collect::<Result<_, _>>()?;
+        let start = |(number, node): (usize, &Rc<Node>)| {
+            let options = AgentOptions::with(&["--crl", &revoked.to_string_lossy()]);
+            node.agent_with(&AgentOptions { environment: environment(number), ..options })
+        };
+        let agents = nodes.iter().enumerate().map(start).collect::<Result<_, _>>()?;
         let mesh = Mesh { agents, control, nodes: nodes.into(), cluster };
         Ok(Self { authority, revoked, mesh })
     }
@@ -222,7 +231,10 @@ struct Impersonated {
 
 impl Impersonated {
     fn start() -> anyhow::Result<Self> {
-        let mut scene = Scene::start()?;
+        Self::on(Scene::start()?)
+    }
+
+    fn on(mut scene: Scene) -> anyhow::Result<Self> {
         // Its node has joined and so its workloads are meshed; but the agent is no more.
         scene.mesh.agents.remove(1).process().stop()?;
         let removed = agent::uninstall(&scene.mesh.nodes[1])?;
@@ -311,4 +323,83 @@ fn a_revoked_server_hears_nothing_more_and_what_was_open_ends() -> anyhow::Resul
     ensure!(heard.refusals.iter().all(|refusal| refusal == "CertificateRevoked"), "{heard:?}");
     world.impostor.present(&other)?;
     world.is_refused("another of the same workload", false)
+}
+
+/// Certificates of `account` that are valid from and to so many seconds from now on: by the right time, all of them are.
+const SPANS: [(i64, i64); 3] = [(-30, 3600), (-3000, 3600), (-3000, 10_800)];
+/// Wrong clocks of a node whose own certificate has begun two minutes ago and lives for a day, and which of those are valid then.
+const CLOCKS: [(i64, [bool; 3]); 4] = [
+    (0, [true, true, true]),
+    (-60, [false, true, true]),
+    (7200, [false, false, true]),
+    (0, [true, true, true]),
+];
+
+fn spans(scene: &Scene, account: &str) -> anyhow::Result<Vec<Credential>> {
+    let now = SystemTime::now();
+    let at = |seconds: i64| {
+        let apart = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 { now - apart } else { now + apart }
+    };
+    let issue =
+        |(from, until)| scene.authority.issue(&Leaf::of(&of_account(account))?.valid(at(from), at(until)));
+    SPANS.into_iter().map(issue).collect()
+}
+
+#[test]
+fn a_node_judges_its_clients_by_its_own_clock() -> anyhow::Result<()> {
+    needs!(Clock);
+    let cluster = Cluster::start()?;
+    let clock = Clock::new(&cluster.dir())?;
+    let scene = Scene::on(cluster, |node| if node == 1 { clock.environment() } else { Vec::new() })?;
+    let server = scene.mesh.client(1, "server")?;
+    let witness = Witness::start(&server)?;
+    let client = scene.mesh.nodes[0].pod("client")?;
+    scene.mesh.agents[1].wait_for_proxies(&["server"])?;
+    let spans = spans(&scene, "client")?;
+    for (by, valid) in CLOCKS {
+        clock.moved_by(by)?;
+        for (credential, valid) in spans.iter().zip(valid) {
+            let mut tunnel =
+                Tunnel::dial(&client, server.address(tunnel::PORT), &tunnel::client(credential)?)?;
+            let answer = tunnel.converse(server.address(8080), WHO);
+            let told = witness.told();
+            let refused = answer.as_ref().err().and_then(tunnel::alert).map(|alert| format!("{alert:?}"));
+            match valid {
+                true => ensure!(answer? == b"witness\n" && told == (1, WHO.to_vec()), "{by} s"),
+                false => ensure!(
+                    refused.as_deref() == Some("CertificateExpired") && told == (0, vec![]),
+                    "{by} s: {answer:?}, and the application was told {told:?}"
+                ),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_node_judges_servers_by_its_own_clock() -> anyhow::Result<()> {
+    needs!(Clock);
+    let cluster = Cluster::start()?;
+    let clock = Clock::new(&cluster.dir())?;
+    let scene = Scene::on(cluster, |node| if node == 0 { clock.environment() } else { Vec::new() })?;
+    let world = Impersonated::on(scene)?;
+    let spans = spans(&world.scene, "server")?;
+    for (by, valid) in CLOCKS {
+        clock.moved_by(by)?;
+        for (credential, valid) in spans.iter().zip(valid) {
+            world.impostor.present(credential)?;
+            world.impostor.heard()?;
+            let seen = peer::connect(&world.client, &world.server.address(8080)).count(3).run()?;
+            let heard = world.impostor.heard()?;
+            match valid {
+                true => ensure!(seen.of("impostor") == 3 && heard.said == WHO.repeat(3), "{by} s: {seen:?}"),
+                false => {
+                    ensure!(seen.failed.get("ECONNRESET") == Some(&3), "{by} s: {seen:?}");
+                    ensure!(heard.bytes == 0 && heard.refusals == ["CertificateExpired"; 3], "{heard:?}");
+                }
+            }
+        }
+    }
+    Ok(())
 }
