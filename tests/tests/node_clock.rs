@@ -106,7 +106,12 @@ impl Scene {
         self.becomes(&self.stranger, &self.strict, "ECONNREFUSED")?;
         for agent in &mut self.mesh.agents {
             ensure!(agent.process().ended()?.is_none(), "an agent ended: {}", agent.process().log_tail());
-            ensure!(agent.status()?["ready"] == true, "{}", agent.status()?);
+            until("the agent is ready, and complains of nothing", Duration::from_secs(10), || {
+                let status = agent.status()?;
+                let error = &status["certificate_authority"]["last_error"];
+                ensure!(status["ready"] == true && error.is_null(), "{status}");
+                Ok(())
+            })?;
         }
         Ok(())
     }

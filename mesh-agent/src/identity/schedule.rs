@@ -206,7 +206,7 @@ impl Schedule {
         self.running.is_empty()
     }
 
-    /// Ends all waits if the wall clock was set: what has failed by the old time may well succeed by the new one.
+    /// Forgets failures if the wall clock was set: what has failed by the old time may well succeed by the new one, or not be needed.
     fn look(&mut self, now: Now) {
         let Some(last) = self.looked.replace(now) else { return };
         let passed = now.monotonic.saturating_duration_since(last.monotonic);
@@ -214,7 +214,7 @@ impl Schedule {
         let moved = now.wall.duration_since(expected).unwrap_or_else(|back| back.duration());
         if moved >= SET {
             for entry in self.entries.values_mut() {
-                (entry.failures, entry.retry) = (0, None);
+                (entry.failures, entry.retry, entry.last_error) = (0, None, None);
             }
         }
     }

@@ -246,6 +246,7 @@ fn a_clock_that_jumps_is_followed() {
     world.pass(SECOND);
     assert_eq!(world.next(), None);
     assert!(world.entry(&workload("a")).serves(world.now.wall));
+    assert_eq!(world.entry(&workload("a")).last_error, None, "it is of a clock that was wrong");
     // Past its end: fetched again, and a year back the same.
     world.now.wall += DAY * 2;
     let order = world.next().unwrap();
