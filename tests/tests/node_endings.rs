@@ -101,23 +101,28 @@ fn whoever_ends_a_connection_the_other_sees_how() -> anyhow::Result<()> {
 }
 
 /// The byte that TCP calls urgent is no part of the stream unless its reader asks for that (`SO_OOBINLINE`). A proxy does not carry it, so it is
-/// missing for a reader that does ask on another node; around it nothing is lost, and nothing changes places.
+/// missing for a reader on another node that asks; around it nothing is lost, and nothing changes places.
 #[test]
 fn urgent_data_does_not_harm_the_stream_that_it_is_beside() -> anyhow::Result<()> {
     needs!(Mesh);
     let scene = Scene::start(&AgentOptions::default())?;
     let used = scene.mesh.descriptors()?;
     let hex: String = b"before-and-after\n".iter().map(|byte| format!("{byte:02x}")).collect();
-    for server in scene.servers() {
+    for (server, carried) in [(&scene.near, true), (&scene.far, false)] {
         for to in [server.pod.address(8080), server.pod.address6(8080)] {
-            let how = ["--count", "20", "--ask", "echo", "--hex", &hex, "--urgent", "--then", "end"];
-            let seen = peer::raw(&scene.client, &to, &how)?;
-            ensure!(seen.of(&["end"]) == 20, "{to}: {seen:?}");
-            let name = |line: &&String| line.starts_with(&server.pod.name);
-            let said = |line: &&String| *line == "before-and-after";
-            let (names, lines) =
-                (seen.lines.iter().filter(name).count(), seen.lines.iter().filter(said).count());
-            ensure!(names == 20 && lines == 40 && seen.lines.len() == 60, "{to}: {seen:?}");
+            for (ask, second) in [
+                ("echo", "before-and-after"),
+                ("inline", if carried { "!before-and-after" } else { "before-and-after" }),
+            ] {
+                let how = ["--count", "20", "--ask", ask, "--hex", &hex, "--urgent", "--then", "end"];
+                let seen = peer::raw(&scene.client, &to, &how)?;
+                ensure!(seen.of(&["end"]) == 20 && seen.lines.len() == 60, "{to}: {ask}: {seen:?}");
+                // Each heard who is there, and its own lines.
+                let exact = |three: &[String]| {
+                    three[0].starts_with(&server.pod.name) && three[1..] == ["before-and-after", second]
+                };
+                ensure!(seen.lines.chunks(3).all(exact), "{to}: {ask}: {seen:?}");
+            }
         }
     }
     descriptors_return(&scene.mesh, &used)

@@ -66,7 +66,9 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
     while reader.read_line(&mut line)? > 0 {
         match line.trim_end() {
             "who" => writer.write_all(format!("{name} {peer}\n").as_bytes())?,
-            "echo" => {
+            // `inline`: with TCP's urgent byte where it is in the stream.
+            command @ ("echo" | "inline") => {
+                socket2::SockRef::from(connection).set_out_of_band_inline(command == "inline")?;
                 writer.write_all(format!("{name} {peer}\n").as_bytes())?;
                 return echo(&mut reader, writer);
             }
