@@ -1,5 +1,8 @@
 //! The mesh on a cluster of one machine: what most end-to-end tests start from. The tests are in `tests/`.
 
+pub mod authority;
+pub mod tunnel;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;

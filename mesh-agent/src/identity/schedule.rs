@@ -1,7 +1,7 @@
 //! When which certificate is fetched. Pure: time and random numbers are arguments.
 //!
 //! Two clocks: what certificates say is wall-clock time, as peers judge it, and is compared anew at each decision, so that a
-//! clock that was moved changes the decision and nothing else; waits between attempts are monotonic.
+//! clock that was moved changes the decision and nothing else; waits between attempts are monotonic, and over when the clock was set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,8 @@ const LAST_RETRY: Duration = Duration::from_secs(150);
 const SOONEST_RENEWAL: Duration = Duration::from_millis(500);
 /// How often the wall clock is looked at, for it may have been moved.
 const LOOK: Duration = Duration::from_secs(5);
+/// A wall clock that moves so far between two looks was set.
+const SET: Duration = Duration::from_secs(5);
 
 /// Whose certificate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +99,8 @@ pub struct Schedule {
     entries: BTreeMap<Subject, Entry>,
     running: BTreeSet<u64>,
     counter: u64,
+    /// When the clocks were looked at last.
+    looked: Option<Now>,
 }
 
 /// The more urgent, the smaller: the node's first, which all others need less than it them; then who has none, in order of
@@ -133,6 +137,7 @@ impl Schedule {
 
     /// What to fetch next, if anything is due and there is room for one more.
     pub fn next(&mut self, now: Now) -> Option<Order> {
+        self.look(now);
         if self.running.len() >= CONCURRENT {
             return None;
         }
@@ -199,6 +204,19 @@ impl Schedule {
     /// Whether nothing is under way.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty()
+    }
+
+    /// Forgets failures if the wall clock was set: what has failed by the old time may well succeed by the new one, or not be needed.
+    fn look(&mut self, now: Now) {
+        let Some(last) = self.looked.replace(now) else { return };
+        let passed = now.monotonic.saturating_duration_since(last.monotonic);
+        let expected = last.wall.checked_add(passed).unwrap_or(last.wall);
+        let moved = now.wall.duration_since(expected).unwrap_or_else(|back| back.duration());
+        if moved >= SET {
+            for entry in self.entries.values_mut() {
+                (entry.failures, entry.retry, entry.last_error) = (0, None, None);
+            }
+        }
     }
 
     fn node_waits(&self) -> bool {

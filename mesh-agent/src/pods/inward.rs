@@ -89,7 +89,8 @@ impl Inward for Inside {
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
-        self.shared.judge.changed()
+        // Not of the policies alone: a workload names other ones later than they come, and certificates are revoked.
+        self.shared.mesh.changed()
     }
 
     fn finished(&self, _wanted: &Wanted, outcome: &Outcome) {

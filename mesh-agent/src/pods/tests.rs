@@ -73,7 +73,7 @@ impl Kernel for Table {
     }
 }
 
-/// A policy that refuses some sources.
+/// A policy that refuses some sources, and all of them where a workload names it.
 struct Refuses {
     who: Mutex<Vec<SpiffeId>>,
     changed: watch::Sender<u64>,
@@ -89,13 +89,14 @@ impl Refuses {
 impl Judge for Refuses {
     fn judge(
         &self,
-        _destination: &Workload,
+        destination: &Workload,
         source: Option<&SpiffeId>,
         _source_ip: IpAddr,
         _destination_ip: IpAddr,
         _port: u16,
     ) -> Judged {
-        let refused = self.who.lock().unwrap().iter().any(|who| Some(who) == source);
+        let named = destination.policies().iter().any(|policy| **policy == *"shop/nobody");
+        let refused = named || self.who.lock().unwrap().iter().any(|who| Some(who) == source);
         let policy = refused.then(|| "shop/nobody".into());
         Judged { allowed: !refused, policy, rule: refused.then_some(0) }
     }

@@ -138,7 +138,7 @@ pub trait Inward: Send + Sync + 'static {
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
     /// A connection to the application, from within the pod's network namespace.
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>>;
-    /// A number that changes with each change of policy.
+    /// A number that changes with whatever [`Inward::permits`] decides by, and when certificates are revoked.
     fn changed(&self) -> watch::Receiver<u64>;
     /// Told once for each connection that ends or is refused.
     fn finished(&self, wanted: &Wanted, outcome: &Outcome);

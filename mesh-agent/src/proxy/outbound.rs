@@ -347,14 +347,19 @@ async fn reuse(
             }
             Err(OpenError::Refused(reason)) => return Err(refused(reason, "")),
             Err(OpenError::Http(error)) => return Err(Failure::Final(Reason::BadRequest, error.to_string())),
-            Err(OpenError::H2(error)) if error.is_remote() && error.is_reset() => {
+            Err(OpenError::H2(error)) if error.is_remote() && error.is_reset() && !is_untouched(&error) => {
                 return Err(Failure::Endpoint(Reason::Upstream, error.to_string()));
             }
-            // GOAWAY, or the connection has gone: it is not to be found again.
+            // GOAWAY, or the connection has gone, or takes no more: it is not to be found again.
             Err(OpenError::H2(_)) => connection.close(),
         }
     }
     Ok(None)
+}
+
+/// Whether the peer says that it has done nothing for a stream (RFC 9113, section 8.7).
+fn is_untouched(reset: &h2::Error) -> bool {
+    reset.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
 /// A stream on a new tunnel.

@@ -26,13 +26,21 @@ pub struct AgentOptions {
     pub token_file: Option<PathBuf>,
     /// Further arguments, such as `--max-backends 64`.
     pub arguments: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
     /// Return only when it is ready.
     pub wait: bool,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { control_plane: None, token_file: None, arguments: Vec::new(), wait: true }
+        Self {
+            control_plane: None,
+            token_file: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            wait: true,
+        }
     }
 }
 
@@ -63,6 +71,7 @@ impl Agent {
         let token = options.token_file.clone().unwrap_or_else(|| node.site().dir().join("token"));
         command.arg("--token-file").arg(token);
         command.args(["--zone", node.zone(), "--region", "r1"]).args(&options.arguments);
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
         let log = log_of(node);
         let persistent = node.site().kept();
         let at = Surroundings { netns: node.netns(), cgroup: &cgroup, log: &log, persistent };

@@ -17,8 +17,10 @@ pub mod agent;
 pub mod binaries;
 pub mod capture;
 pub mod cgroup;
+pub mod clock;
 pub mod cluster;
 pub mod control;
+pub mod hbone;
 pub mod http;
 pub mod manifest;
 pub mod netns;
@@ -34,6 +36,7 @@ pub mod wait;
 
 pub use agent::{Agent, AgentOptions};
 pub use capture::Capture;
+pub use clock::Clock;
 pub use cluster::Cluster;
 pub use control::{Control, ControlOptions};
 pub use manifest::{Algorithm, Endpoint, Service};

@@ -137,7 +137,7 @@ impl PodPlan {
         Ok(Pod { pause, plan: self, netns, cgroup })
     }
 
-    fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.node.site().dir().join(format!("{}.log", self.name))
     }
 
@@ -245,7 +245,7 @@ impl Pod {
         Ok(command.output()?)
     }
 
-    fn surroundings<'a>(&'a self, log: &'a std::path::Path) -> Surroundings<'a> {
+    pub(crate) fn surroundings<'a>(&'a self, log: &'a std::path::Path) -> Surroundings<'a> {
         let persistent = self.plan.node.site().kept();
         Surroundings { netns: &self.netns, cgroup: self.cgroup.path(), log, persistent }
     }

@@ -1,6 +1,6 @@
 //! Tests that cannot run here say so; with `MESH_REQUIRE=1` (as `cargo xtask test` sets it for root) they fail.
 
-use crate::{binaries, say, sys};
+use crate::{binaries, clock, hbone, say, sys};
 
 /// What a test needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +9,10 @@ pub enum Need {
     Root,
     /// Root and the built programs of the mesh.
     Mesh,
+    /// The same, and what [`crate::hbone`] is made of.
+    Hbone,
+    /// Root, the built programs, and what [`crate::Clock`] is made of.
+    Clock,
 }
 
 /// Why a test with this need cannot run here.
@@ -18,9 +22,15 @@ pub fn obstacle(need: Need) -> Option<String> {
     }
     let programs: &[&str] = match need {
         Need::Root => &["mesh-peer"],
-        Need::Mesh => &["mesh-peer", "mesh-agent", "mesh-control", "meshctl"],
+        Need::Mesh | Need::Hbone | Need::Clock => &["mesh-peer", "mesh-agent", "mesh-control", "meshctl"],
     };
-    programs.iter().find_map(|name| binaries::find(name).err()).map(|error| format!("{error:#}"))
+    let missing = programs.iter().find_map(|name| binaries::find(name).err());
+    let missing = missing.or_else(|| match need {
+        Need::Root | Need::Mesh => None,
+        Need::Hbone => hbone::available().err(),
+        Need::Clock => clock::library().err(),
+    });
+    missing.map(|error| format!("{error:#}"))
 }
 
 /// True when test `name` can run; else says that it is skipped, or panics if skipping is not allowed.

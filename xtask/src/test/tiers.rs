@@ -41,8 +41,8 @@ pub(crate) enum Tier {
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 12;
-/// Programs that the namespaces of the tests need.
-const NODE_PACKAGES: &[&str] = &["iproute2", "iptables", "procps"];
+/// Programs that the namespaces of the tests need, what peers are made of that are not ours, and what moves a clock.
+const NODE_PACKAGES: &[&str] = &["iproute2", "iptables", "procps", "openssl", "python3-h2", "libfaketime"];
 
 impl Tier {
     pub(crate) const ALL: [Self; 13] = [

@@ -240,12 +240,13 @@ fn a_clock_that_jumps_is_followed() {
     assert!(!world.entry(&workload("a")).serves(world.now.wall));
     let order = world.next().unwrap();
     world.fail(&order);
-    assert_eq!(world.next(), None, "waits go on as they were");
+    assert_eq!(world.next(), None, "it waits as after any failure");
     // Forth again: nothing has been lost.
     world.now.wall += Duration::from_secs(3600);
     world.pass(SECOND);
     assert_eq!(world.next(), None);
     assert!(world.entry(&workload("a")).serves(world.now.wall));
+    assert_eq!(world.entry(&workload("a")).last_error, None, "it is of a clock that was wrong");
     // Past its end: fetched again, and a year back the same.
     world.now.wall += DAY * 2;
     let order = world.next().unwrap();
@@ -255,6 +256,55 @@ fn a_clock_that_jumps_is_followed() {
     assert!(world.next().is_some());
     // Nobody has to tell: the clock is looked at.
     assert!(world.wait() <= LOOK);
+}
+
+#[test]
+fn failures_of_a_wrong_clock_do_not_outlast_it() {
+    let hour = Duration::from_secs(3600);
+    for ahead in [true, false] {
+        let mut world = World::wanting(&["a"]);
+        let order = world.next().unwrap();
+        world.succeed(&order, hour);
+        match ahead {
+            true => world.now.wall += DAY,
+            false => world.now.wall -= DAY,
+        }
+        // Nothing helps for as long as it is wrong, and the certificate ends meanwhile.
+        for _ in 0..100 {
+            if let Some(order) = world.next() {
+                world.fail(&order);
+            }
+            world.pass(hour / 50);
+        }
+        while let Some(order) = world.next() {
+            world.fail(&order);
+        }
+        assert!(world.schedule.entries.values().all(|entry| entry.wait(world.now) > LOOK));
+        world.pass(LOOK);
+        assert_eq!(world.next(), None);
+        match ahead {
+            true => world.now.wall -= DAY,
+            false => world.now.wall += DAY,
+        }
+        assert!(!world.entry(&workload("a")).serves(world.now.wall));
+        let order = world.next().unwrap();
+        // Failures from then on count from the first.
+        world.fail(&order);
+        assert_eq!((world.next(), world.wait()), (None, Duration::from_millis(500)));
+    }
+}
+
+#[test]
+fn a_clock_that_is_slewed_was_not_set() {
+    let mut world = World::wanting(&["a"]);
+    for _ in 0..20 {
+        while let Some(order) = world.next() {
+            world.fail(&order);
+        }
+        world.pass(LOOK);
+        world.now.wall += LOOK / 20;
+    }
+    assert!(world.schedule.entries.values().all(|entry| entry.failures > 5));
 }
 
 #[test]

@@ -104,3 +104,18 @@ async fn policy_is_asked_at_both_ends_and_again_when_it_changes() {
         refuses.judge.set(vec![]);
     }
 }
+
+/// Policies come before the workloads that name them, and revocation lists without any policy.
+#[tokio::test]
+async fn what_is_open_is_judged_anew_whatever_has_changed() {
+    let Some(mut world) = World::new().await else { return };
+    let (mut near, mut far) = world.joined(false, 8080).await;
+    passes(&mut near, &mut far, b"hello").await;
+    // Only the server's node hears of it.
+    let mut named = announced(SERVER, &world.server_pod);
+    named.authorization_policies.push("shop/nobody".into());
+    world.server.apply(update(&[of_workload(named, "2")]));
+    world.server.enroll(SERVER);
+    is_reset(&mut near).await;
+    is_reset(&mut far).await;
+}

@@ -64,6 +64,8 @@ impl Connection {
             .max_frame_size(FRAME)
             .max_header_list_size(HEADERS)
             .enable_push(false)
+            // Until the peer has said how many it takes.
+            .initial_max_send_streams(1)
             .handshake(TlsIo::new(tls))
             .await?;
         let pings = connection.ping_pong();
@@ -84,10 +86,11 @@ impl Connection {
         if !self.is_alive() {
             return None;
         }
-        // What the peer's settings allow, the h2 crate keeps to by itself.
+        // More than the peer's settings allow would wait until others have ended.
+        let most = self.requests.current_max_send_streams().min(self.most as usize);
         let took = self.streams.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.streams));
-        (took < self.most).then_some(slot)
+        ((took as usize) < most).then_some(slot)
     }
 
     /// Whether it may take streams, now or later.

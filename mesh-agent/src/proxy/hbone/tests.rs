@@ -27,10 +27,18 @@ fn asked() -> Asked {
 async fn tunnel(
     answer: Result<(), Reason>,
 ) -> (Connection, tokio::sync::mpsc::Receiver<(Asked, Option<TcpStream>)>) {
+    tunnel_of(answer, 10).await
+}
+
+/// One whose server takes so many streams.
+async fn tunnel_of(
+    answer: Result<(), Reason>,
+    most: u32,
+) -> (Connection, tokio::sync::mpsc::Receiver<(Asked, Option<TcpStream>)>) {
     let (near, far) = Pair::speaking(vec![Protocol::H2]).tunnel().await;
     let (streams, incoming) = tokio::sync::mpsc::channel(100);
     tokio::spawn(async move {
-        let mut server = Server::new(far, 10).await.unwrap();
+        let mut server = Server::new(far, most).await.unwrap();
         while let Some(Ok(next)) = server.next().await {
             let asked = next.asked.clone().unwrap();
             let Ok(()) = answer else {
@@ -119,9 +127,23 @@ async fn a_slow_reader_holds_only_its_own_stream() {
     timeout(LONG, server.read_exact(&mut [0; 5])).await.unwrap().unwrap();
 }
 
+/// How many the server takes is known with its first answer.
+#[tokio::test]
+async fn a_tunnel_has_room_for_what_its_server_takes() {
+    let (connection, _incoming) = tunnel_of(Ok(()), 3).await;
+    let first = connection.reserve().unwrap();
+    assert!(connection.reserve().is_none());
+    let _open = stream(&connection).await;
+    let held: Vec<_> = std::iter::from_fn(|| connection.reserve()).collect();
+    assert_eq!(held.len(), 2);
+    drop(first);
+    assert!(connection.reserve().is_some());
+}
+
 #[tokio::test]
 async fn a_full_tunnel_takes_no_more() {
     let (connection, _incoming) = tunnel(Ok(())).await;
+    let _open = stream(&connection).await;
     let held: Vec<_> = (0..10).map(|_| connection.reserve().unwrap()).collect();
     assert!(connection.reserve().is_none());
     drop(held);

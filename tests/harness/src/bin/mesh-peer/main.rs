@@ -25,7 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Peer {
-    /// A TCP server that answers `who`, `echo`, `sink`, `close`, `reset`, `deaf`, `attend`, `attended` and `pump`.
+    /// A TCP server that answers `who`, `echo`, `inline`, `sink`, `deaf`, `attend`, `attended` and `pump`, and ends by `close`, `reset`, `leave`,
+    /// `gush`, `shut`, `insist` and `finish`.
     TcpEcho(Serve),
     /// A UDP server that answers with its name, the source it saw, and the payload.
     UdpEcho(Serve),

@@ -27,6 +27,9 @@ pub(crate) struct Raw {
     /// Then say the last of that again and again, for so many bytes in all, or until nobody takes them.
     #[arg(long, default_value_t = 0)]
     flood: u64,
+    /// Then say one byte out of band (`MSG_OOB`), and the bytes in hexadecimal once more.
+    #[arg(long)]
+    urgent: bool,
     #[arg(long, value_enum, default_value_t = Then::Hear)]
     then: Then,
     /// How long to wait for whatever is to come.
@@ -43,6 +46,12 @@ enum Then {
     End,
     /// Reset it.
     Reset,
+    /// Close it.
+    Close,
+    /// Close it once something has come that nobody has read: the kernel resets it then.
+    Leave,
+    /// Shut it down in both directions, and hear all there is.
+    Shut,
     /// Keep all of them until a line comes on stdin, then hear.
     Hold,
 }
@@ -51,11 +60,17 @@ enum Then {
 pub(crate) fn run(raw: &Raw) -> anyhow::Result<()> {
     let bytes = bytes(&raw.hex)?;
     let mut report = Report::default();
-    let mut held = Vec::new();
+    let (mut held, mut kept) = (Vec::new(), Vec::new());
     for _ in 0..raw.count {
         match begin(raw, &bytes, &mut report) {
             Ok(connection) if raw.then == Then::Hold => held.push(connection),
-            Ok(connection) => finish(raw, &connection, &mut report),
+            Ok(connection) => {
+                finish(raw, &connection, &mut report);
+                if raw.then == Then::Shut {
+                    // Open to the end of the program, so that it is not close() that the peer sees.
+                    kept.push(connection);
+                }
+            }
             Err(error) => report.ended(&error_name(&error)),
         }
     }
@@ -103,6 +118,11 @@ fn begin(raw: &Raw, bytes: &[u8], report: &mut Report) -> io::Result<TcpStream> 
             Err(error) => return Err(error),
         }
     }
+    if raw.urgent {
+        socket2::SockRef::from(&connection).send_out_of_band(b"!")?;
+        connection.write_all(bytes)?;
+        report.said += bytes.len() as u64;
+    }
     Ok(connection)
 }
 
@@ -121,15 +141,24 @@ fn hear_line(mut connection: &TcpStream, report: &mut Report) -> io::Result<()> 
 fn finish(raw: &Raw, connection: &TcpStream, report: &mut Report) {
     let ended = match raw.then {
         Then::Hear | Then::Hold => hear(connection, report),
-        Then::End => match connection.shutdown(Shutdown::Write) {
-            Ok(()) => hear(connection, report),
-            Err(error) => error_name(&error),
-        },
+        Then::End => shut(connection, Shutdown::Write, report),
+        Then::Shut => shut(connection, Shutdown::Both, report),
+        Then::Close => "closed".to_owned(),
+        Then::Leave => {
+            connection.peek(&mut [0]).map_or_else(|error| error_name(&error), |_some| "left".into())
+        }
         Then::Reset => {
             reset_on_close(connection).map_or_else(|error| error_name(&error), |()| "reset".into())
         }
     };
     report.ended(&ended);
+}
+
+fn shut(connection: &TcpStream, how: Shutdown, report: &mut Report) -> String {
+    match connection.shutdown(how) {
+        Ok(()) => hear(connection, report),
+        Err(error) => error_name(&error),
+    }
 }
 
 /// Reads to the end, and says which that was.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,9 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
     while reader.read_line(&mut line)? > 0 {
         match line.trim_end() {
             "who" => writer.write_all(format!("{name} {peer}\n").as_bytes())?,
-            "echo" => {
+            // `inline`: with TCP's urgent byte where it is in the stream.
+            command @ ("echo" | "inline") => {
+                socket2::SockRef::from(connection).set_out_of_band_inline(command == "inline")?;
                 writer.write_all(format!("{name} {peer}\n").as_bytes())?;
                 return echo(&mut reader, writer);
             }
@@ -83,6 +85,26 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
             }
             "close" => return Ok(()),
             "reset" => return reset_on_close(connection),
+            // Closes while there is something that nobody has read: the kernel resets it then.
+            "leave" => return connection.peek(&mut [0]).map(drop),
+            // Says much, and resets in the middle of it.
+            "gush" => {
+                writer.write_all(&vec![b'x'; 300_000])?;
+                return reset_on_close(connection);
+            }
+            // Ends both directions; whatever comes later is for nobody.
+            "shut" => {
+                connection.shutdown(Shutdown::Both)?;
+                std::thread::sleep(Duration::from_secs(1));
+                return Ok(());
+            }
+            // Reads to the end, then goes on saying something until nobody can hear it, and remembers how that showed.
+            "insist" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                let ended = attend(&mut reader).and_then(|_bytes| insist(writer));
+                note(&ended.map_or_else(|error| error_name(&error), |()| "end".to_owned()));
+                return Ok(());
+            }
             // Never reads again.
             "deaf" => {
                 writer.write_all(format!("{name} {peer}\n").as_bytes())?;
@@ -95,9 +117,18 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
                 writer.write_all(format!("{name} {peer}\n").as_bytes())?;
                 let ended = attend(&mut reader);
                 let how = ended.as_ref().map_or_else(error_name, |_bytes| "end".to_owned());
-                *ATTENDED.lock().unwrap_or_else(PoisonError::into_inner).entry(how).or_default() += 1;
+                note(&how);
                 let line = format!("{name} {} {}\n", connection.peer_addr()?, ended?);
                 return writer.write_all(line.as_bytes());
+            }
+            // Says that it says no more, and only then reads to the end, which it remembers.
+            "finish" => {
+                writer.write_all(format!("{name} {peer}\n").as_bytes())?;
+                connection.shutdown(Shutdown::Write)?;
+                let heard = attend(&mut reader);
+                let how = heard.map_or_else(|error| error_name(&error), |bytes| format!("{bytes} bytes"));
+                note(&how);
+                return Ok(());
             }
             "attended" => {
                 let all = ATTENDED.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -121,6 +152,21 @@ fn converse(connection: &TcpStream, peer: SocketAddr, name: &str, greet: bool) -
 /// Reads to the end, and says how many bytes came.
 fn attend(reader: &mut impl Read) -> io::Result<u64> {
     io::copy(reader, &mut io::sink())
+}
+
+fn insist(mut writer: impl Write) -> io::Result<()> {
+    // Not before the peer has seen what its own end looks like; and for longer than any of the tests waits.
+    for _ in 0..1_000 {
+        std::thread::sleep(Duration::from_millis(20));
+        writer.write_all(b"still here\n")?;
+    }
+    Ok(())
+}
+
+/// Remembers how a connection has ended.
+fn note(how: &str) {
+    let mut all = ATTENDED.lock().unwrap_or_else(PoisonError::into_inner);
+    *all.entry(how.to_owned()).or_default() += 1;
 }
 
 fn echo(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
