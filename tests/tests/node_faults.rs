@@ -304,3 +304,35 @@ fn a_pod_that_comes_while_the_agent_is_stopped_gets_in_nowhere_that_is_guarded()
         Ok(())
     })
 }
+
+#[test]
+fn a_workload_that_left_the_mesh_while_no_agent_ran_is_guarded_no_more() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let mut scene = Scene::start(&AgentOptions::default(), &ControlOptions::default())?;
+    let manifests = || scene.mesh.cluster.manifests();
+    let mut servers = scene.mesh.servers(&[(0, "leaves"), (0, "stays")])?;
+    let strict = |name| peer_authentication("default", name, Some(name), "STRICT");
+    manifests().put("both", &[strict("leaves"), strict("stays")])?;
+    let (stays, leaves) = (servers.remove(1), servers.remove(0));
+    let stranger = scene.mesh.nodes[1].pod("stranger-to-both")?;
+    for server in [&leaves, &stays] {
+        scene.becomes(&stranger, server, "ECONNREFUSED")?;
+    }
+    scene.mesh.agents[0].process().stop()?;
+    manifests().remove("pod-leaves")?;
+    manifests().put("both", &[strict("stays")])?;
+    scene.becomes(&stranger, &leaves, "ECONNREFUSED")?;
+    // Nor does the next agent know from before whose namespace it was.
+    std::fs::remove_dir_all(scene.mesh.nodes[0].state_dir())?;
+    scene.mesh.agents[0] = scene.mesh.nodes[0].agent()?;
+    // Once the whole mesh is known, and every workload of this node found; and then for good.
+    until("who left is reached, and stays so", Duration::from_secs(30), || {
+        let seen = peer::connect(&stranger, &leaves.pod.address(8080))
+            .count(20)
+            .interval(Duration::from_millis(100))
+            .run()?;
+        ensure!(seen.of("leaves") == 20, "{:?}", seen.failed);
+        Ok(())
+    })?;
+    scene.becomes(&stranger, &stays, "ECONNREFUSED")
+}
