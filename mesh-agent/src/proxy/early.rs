@@ -2,10 +2,11 @@
 
 use std::future::pending;
 use std::io::{self, IoSliceMut};
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::relay;
+use super::relay::{self, Budget, EarlyRoom};
 
 /// As much goes along with a request; the rest waits for the answer.
 const MOST: usize = 8 << 10;
@@ -13,24 +14,24 @@ const MOST: usize = 8 << 10;
 /// It goes along with the request, which saves the time of an answer, and is kept until that comes: another endpoint may have to
 /// hear it.
 pub(crate) struct Early<'a> {
-    application: Option<&'a TcpStream>,
+    /// None: nothing more is to be heard before the answer.
+    from: Option<(&'a TcpStream, &'a Arc<Budget>)>,
     said: Vec<u8>,
-    /// It has ended its direction, which is for the relay to see again.
-    ended: bool,
+    _room: Option<EarlyRoom>,
     /// A server has it, and has not said that its application does not.
     out: bool,
 }
 
 impl<'a> Early<'a> {
-    /// Of `application`.
-    pub(super) fn of(application: &'a TcpStream) -> Self {
-        Self { application: Some(application), said: Vec::new(), ended: false, out: false }
+    /// Of `application`, in as much memory as `budget` has for that.
+    pub(super) fn of(application: &'a TcpStream, budget: &'a Arc<Budget>) -> Self {
+        Self { from: Some((application, budget)), said: Vec::new(), _room: None, out: false }
     }
 
     /// Nothing.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
-        Self { application: None, said: Vec::new(), ended: true, out: false }
+        Self { from: None, said: Vec::new(), _room: None, out: false }
     }
 
     /// What was said so far; once there is something, it stays the same.
@@ -55,24 +56,29 @@ impl<'a> Early<'a> {
 
     /// Takes what is there, without waiting. An error: the application has gone.
     pub(super) fn look(&mut self) -> io::Result<()> {
-        let Some(application) = self.application.filter(|_| self.said.is_empty() && !self.ended) else {
+        let Some((application, budget)) = self.from else { return Ok(()) };
+        let Some(mut room) = budget.early(MOST) else {
+            self.from = None;
             return Ok(());
         };
         let mut bytes = [0; MOST];
-        match relay::read_now(application, &mut [IoSliceMut::new(&mut bytes)])? {
-            Some(0) => self.ended = true,
-            Some(read) => self.said = bytes[..read].to_vec(),
-            None => {}
-        }
+        let Some(read) = relay::read_now(application, &mut [IoSliceMut::new(&mut bytes)])? else {
+            return Ok(());
+        };
+        // That it has ended its direction is for the relay to see again.
+        self.from = None;
+        self.said = bytes[..read].to_vec();
+        room.shrink(read);
+        self._room = Some(room);
         Ok(())
     }
 
     /// Waits until something has been said for the first time. May be dropped and called again.
     pub(super) async fn begun(&mut self) -> io::Result<()> {
         loop {
-            match self.application {
-                Some(application) if self.said.is_empty() && !self.ended => application.readable().await?,
-                Some(_) | None => pending().await,
+            match self.from {
+                Some((application, _)) => application.readable().await?,
+                None => pending().await,
             }
             self.look()?;
             if !self.said.is_empty() {

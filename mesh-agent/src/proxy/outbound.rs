@@ -122,7 +122,7 @@ async fn find_way(outbound: &Outbound, application: &TcpStream, peer: SocketAddr
         }
         Route::Tunnel { endpoints, host } => {
             let request = Request { client: Some(peer), host, ..Request::to(destination) };
-            let mut early = Early::of(application);
+            let mut early = Early::of(application, &outbound.allowance.budget);
             find(outbound, endpoints, &original, request, &mut early).await.map(|(endpoint, stream)| {
                 dialled.endpoint = Some(endpoint);
                 Way::Tunnel(stream)

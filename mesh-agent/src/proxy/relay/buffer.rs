@@ -42,8 +42,13 @@ impl Size {
 pub struct Budget {
     large: AtomicUsize,
     limit: usize,
+    early: AtomicUsize,
+    early_limit: usize,
     refused: Arc<AtomicU64>,
 }
+
+/// The part of it that holds what applications have said early, as a divisor.
+const EARLY: usize = 8;
 
 impl Budget {
     /// At most `bytes` in large buffers. Each connection gets small ones in any case, or it could not end.
@@ -53,7 +58,13 @@ impl Budget {
 
     /// As [`Self::new`]; `refused` is added to when a connection has to do with a small one.
     pub fn counting(bytes: usize, refused: Arc<AtomicU64>) -> Arc<Self> {
-        Arc::new(Self { large: AtomicUsize::new(0), limit: bytes / (SLOT * SLOTS), refused })
+        Arc::new(Self {
+            large: AtomicUsize::new(0),
+            limit: bytes / (SLOT * SLOTS),
+            early: AtomicUsize::new(0),
+            early_limit: bytes / EARLY,
+            refused,
+        })
     }
 
     /// How often a connection had to do with a small buffer.
@@ -61,9 +72,19 @@ impl Budget {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Bytes in large buffers now.
+    /// Bytes in large buffers now, and of what was said early.
     pub fn held(&self) -> usize {
-        self.large.load(Ordering::Relaxed) * SLOT * SLOTS
+        self.large.load(Ordering::Relaxed) * SLOT * SLOTS + self.early.load(Ordering::Relaxed)
+    }
+
+    /// Room for so many bytes that an application says early; none: they wait in its socket.
+    pub(in crate::proxy) fn early(self: &Arc<Self>, bytes: usize) -> Option<EarlyRoom> {
+        let room = EarlyRoom { budget: Arc::clone(self), bytes };
+        if self.early.fetch_add(bytes, Ordering::Relaxed) + bytes > self.early_limit {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(room)
     }
 
     /// A buffer, of this size if there is room.
@@ -83,6 +104,28 @@ impl Budget {
         let kept = KEEP.with_borrow_mut(|keep| keep.of(size).pop());
         let bytes = kept.unwrap_or_else(|| vec![0; size.slots() * SLOT + PADDING].into_boxed_slice());
         Buffer { bytes, size, budget: Arc::clone(self) }
+    }
+}
+
+/// Room for what an application has said early.
+#[derive(Debug)]
+pub(in crate::proxy) struct EarlyRoom {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl EarlyRoom {
+    /// No more than so many are needed.
+    pub(in crate::proxy) fn shrink(&mut self, bytes: usize) {
+        let spare = self.bytes.saturating_sub(bytes);
+        self.budget.early.fetch_sub(spare, Ordering::Relaxed);
+        self.bytes -= spare;
+    }
+}
+
+impl Drop for EarlyRoom {
+    fn drop(&mut self) {
+        self.budget.early.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

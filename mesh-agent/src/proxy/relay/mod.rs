@@ -10,6 +10,7 @@ use std::io;
 use std::pin::Pin;
 
 pub use buffer::Budget;
+pub(super) use buffer::EarlyRoom;
 pub use plain::relay as plain;
 pub use socket::{end_on_drop, reset_on_drop};
 pub(super) use socket::{failed, read_now};

@@ -76,6 +76,45 @@ async fn what_is_said_early_goes_along_and_is_said_again_only_if_nobody_has_hear
 }
 
 #[tokio::test]
+async fn what_is_said_early_takes_no_more_memory_than_its_pod_has() {
+    // Room for two of them.
+    let mesh = Mesh::with(vec![Protocol::Stream], Limits { buffers: 2 * 8 * (8 << 10), ..limits() }).await;
+    let target = echo().await;
+    let (silent, mut told) = silent(&mesh).await;
+    mesh.route(target, vec![Endpoint { tunnel: silent, ..mesh.endpoint(target) }]);
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut tcp = mesh.connect(target).await;
+        tcp.write_all(&[1; 100_000]).await.unwrap();
+        open.push(tcp);
+    }
+    for _ in 0..5 {
+        told.recv().await.unwrap();
+    }
+    assert!(mesh.outbound.allowance.budget.held() <= 2 * (8 << 10));
+    until("others are counted", || mesh.outbound.allowance.budget.refused() >= 3).await;
+    drop(open);
+}
+
+/// A server that takes requests and never answers; it tells of each.
+async fn silent(mesh: &Mesh) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<()>) {
+    let (listener, address) = listener().await;
+    let (heard, told) = tokio::sync::mpsc::unbounded_channel();
+    let configs = Arc::clone(&mesh.pair.server);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            let (tcp, _peer) = listener.accept().await.unwrap();
+            let mut tls = tls::accept(&configs, &server(), tcp).await.unwrap();
+            tunnel::receive(&mut tls).await.unwrap().unwrap();
+            heard.send(()).unwrap();
+            held.push(tls);
+        }
+    });
+    (address, told)
+}
+
+#[tokio::test]
 async fn what_is_said_early_is_whole_however_long_it_is() {
     for protocols in [vec![Protocol::Stream], vec![Protocol::H2]] {
         let mesh = Mesh::with(protocols, limits()).await;
