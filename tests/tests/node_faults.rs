@@ -209,6 +209,16 @@ fn a_stopping_agent_lets_connections_end_and_the_next_one_carries_on() -> anyhow
             Ok(())
         })?;
         mesh_harness::sys::kill(scene.mesh.agents[node].pid(), libc::SIGTERM)?;
+        if node == 0 {
+            // Nothing new is led to a proxy that takes nothing new.
+            scene.becomes(&scene.client, &scene.open, "open")?;
+            let unguarded = scene.open.pod.address(8080);
+            let seen = peer::connect(&scene.client, &unguarded)
+                .count(50)
+                .interval(Duration::from_millis(20))
+                .run()?;
+            ensure!(seen.of("open") == 50, "while it drains: {:?}", seen.failed);
+        }
         let seen = transfer.wait()?;
         ensure!(seen.exact, "node {node}: {seen:?}");
         let status = scene.mesh.agents[node].process().wait(Duration::from_secs(20))?;

@@ -139,9 +139,9 @@ impl Owner {
         );
     }
 
-    /// Whether the control plane has told everything once.
+    /// Whether the control plane has told everything once, and every workload of this node that is to have a proxy has a cgroup.
     pub(super) fn is_complete(&self) -> bool {
-        self.source == Source::ControlPlane
+        self.source == Source::ControlPlane && super::pods::is_whole(&self.enrollment, &self.snapshot)
     }
 
     /// Puts a change in force; the resources that could not be.

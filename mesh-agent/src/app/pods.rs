@@ -15,8 +15,7 @@ use crate::workloads::Enrollment;
 pub(super) fn enrolled(enrollment: &Enrollment, snapshot: &Snapshot) -> Vec<Enrolled> {
     let one = |of: crate::workloads::Enrolled| {
         let workload = snapshot.workload(&of.uid)?;
-        // Whether peers send tunnels to it or not: policy guards it in any case, and what it sends is for its peers to say.
-        let wanted = !of.cgroups.is_empty() && !workload.host_network && !workload.addresses.is_empty();
+        let wanted = !of.cgroups.is_empty() && is_proxied(workload);
         wanted.then(|| Enrolled {
             uid: of.uid,
             workload: Arc::clone(workload),
@@ -24,6 +23,19 @@ pub(super) fn enrolled(enrollment: &Enrollment, snapshot: &Snapshot) -> Vec<Enro
         })
     };
     enrollment.list().into_iter().filter_map(one).collect()
+}
+
+/// Whether each of them has a cgroup.
+pub(super) fn is_whole(enrollment: &Enrollment, snapshot: &Snapshot) -> bool {
+    let lacks = |of: &crate::workloads::Enrolled| {
+        of.cgroups.is_empty() && snapshot.workload(&of.uid).is_some_and(|workload| is_proxied(workload))
+    };
+    !enrollment.list().iter().any(lacks)
+}
+
+/// Whether peers send tunnels to it or not: policy guards it in any case, and what it sends is for its peers to say.
+fn is_proxied(workload: &Workload) -> bool {
+    !workload.host_network && !workload.addresses.is_empty()
 }
 
 impl Judge for Shared {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mesh_common::abi;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
@@ -32,6 +32,8 @@ use crate::sockets::Sweeper;
 
 /// How often revocation lists are looked at.
 const REVOKED: Duration = Duration::from_secs(5);
+/// A thread of the proxy that has not had its turn for so long counts as dead: it may only be busy.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Denials that wait for the owner.
 const WAITING: usize = 256;
 
@@ -102,7 +104,7 @@ impl Proxies {
         .context("starting the node proxy")?;
         let ring = owner.datapath.denials()?;
         tasks.spawn(look_for_revoked(revocations, Arc::clone(&owner.mesh)));
-        tasks.spawn(beat(Arc::clone(&heartbeat), threads));
+        tasks.spawn(beat(Arc::clone(&heartbeat), threads).context("starting the heartbeat")?);
         tasks.spawn(denials::read(ring, told_sender, Arc::clone(&untold)));
         Ok(Self { pods, heartbeat, guard, events, refused, told, untold })
     }
@@ -135,12 +137,13 @@ impl Proxies {
         if let Err(error) = self.guard.sweep() {
             warn!(%error, "what is left of network namespaces that have gone cannot be removed");
         }
-        let Some(used) = self.pods.namespaces().filter(|_| complete) else { return };
-        let unguarded = self.guard.retain(|cookie| used.contains(&cookie));
-        match unguarded {
-            Ok(0) => {}
-            Ok(count) => info!(count, "network namespaces without a workload are guarded no more"),
-            Err(error) => warn!(%error, "network namespaces without a workload cannot be released"),
+        if !complete {
+            return;
+        }
+        match self.pods.with_namespaces(|used| self.guard.retain(|cookie| used.contains(&cookie))) {
+            None | Some(Ok(0)) => {}
+            Some(Ok(count)) => info!(count, "network namespaces without a workload are guarded no more"),
+            Some(Err(error)) => warn!(%error, "network namespaces without a workload cannot be released"),
         }
     }
 
@@ -233,16 +236,42 @@ async fn look_for_revoked(revocations: Arc<Revocations>, mesh: Arc<Mesh>) {
     }
 }
 
-/// Says several times a second that the proxy is alive, for as long as all its threads do their work.
-async fn beat(heartbeat: Arc<Heartbeat>, threads: Threads) {
+/// Says several times a second that the proxy is alive, from a thread of its own: what keeps other threads busy is not to look like the
+/// proxy's end. The future ends when a thread of the proxy has.
+fn beat(heartbeat: Arc<Heartbeat>, threads: Threads) -> io::Result<impl Future<Output = ()> + Send> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (beats, ended) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
+        runtime.block_on(beating(&heartbeat, &threads));
+        drop(beats);
+    })?;
+    Ok(async {
+        // Nothing is ever sent.
+        drop(ended.await);
+        error!("a thread of the node proxy has ended, or answers no more");
+    })
+}
+
+async fn beating(heartbeat: &Heartbeat, threads: &Threads) {
     let mut due = interval(BEAT);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complained = false;
+    let mut answer = Box::pin(threads.answer());
+    let mut answered = Instant::now();
     loop {
-        due.tick().await;
-        if !threads.answer().await {
-            error!("a thread of the node proxy has ended");
-            return;
+        tokio::select! {
+            alive = &mut answer => {
+                if !alive {
+                    return;
+                }
+                answered = Instant::now();
+                due.tick().await;
+                answer = Box::pin(threads.answer());
+            }
+            _ = due.tick() => {}
+        }
+        if answered.elapsed() > PATIENCE {
+            continue;
         }
         match heartbeat.beat() {
             Ok(()) => complained = false,

@@ -69,7 +69,9 @@ impl Guard {
         let name = |path: PathBuf| path.file_name().and_then(|name| name.to_str()?.parse().ok());
         let cookies = pins::entries(&self.folder)?.into_iter().filter_map(name);
         let unused: Vec<u64> = cookies.filter(|cookie| !used(*cookie)).collect();
-        unused.iter().try_for_each(|cookie| self.unguard(*cookie))?;
+        // One that fails is no reason to leave the others.
+        let outcomes: Vec<_> = unused.iter().map(|cookie| self.unguard(*cookie)).collect();
+        outcomes.into_iter().collect::<io::Result<()>>()?;
         Ok(unused.len())
     }
 

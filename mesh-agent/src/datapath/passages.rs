@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -78,6 +79,7 @@ impl Passages {
 /// The map `NODE`.
 pub struct Heartbeat {
     map: Mutex<(Array<MapData, Node>, Node)>,
+    stopped: AtomicBool,
 }
 
 impl Heartbeat {
@@ -88,19 +90,27 @@ impl Heartbeat {
         let flags = map.get(&0, 0).map(|node| node.flags).unwrap_or_default();
         let node = Node { alive_until_nanoseconds: 0, netns, flags, zero: 0 };
         map.set(0, node, 0).context("writing NODE")?;
-        Ok(Self { map: Mutex::new((map, node)) })
+        Ok(Self { map: Mutex::new((map, node)), stopped: AtomicBool::new(false) })
     }
 
-    /// Alive for [`ALIVE`] from now on.
+    /// Alive for [`ALIVE`] from now on, unless it has stopped.
     pub fn beat(&self) -> Result<(), MapError> {
         let until =
             sys::monotonic_nanoseconds().saturating_add(u64::try_from(ALIVE.as_nanos()).unwrap_or(u64::MAX));
-        self.change(|node| node.alive_until_nanoseconds = until)
+        self.change(|node| {
+            if !self.stopped.load(Relaxed) {
+                node.alive_until_nanoseconds = until;
+            }
+        })
     }
 
-    /// No longer alive, as of now.
+    /// No longer alive, as of now, whoever still beats.
     pub fn stop(&self) -> Result<(), MapError> {
-        self.change(|node| node.alive_until_nanoseconds = 0)
+        // Under the lock that each beat takes.
+        self.change(|node| {
+            self.stopped.store(true, Relaxed);
+            node.alive_until_nanoseconds = 0;
+        })
     }
 
     /// Says whether policies apply to some workload of this node.

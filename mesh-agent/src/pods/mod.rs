@@ -80,38 +80,40 @@ struct Shared {
     complained: AtomicBool,
 }
 
-/// How many workloads are in each network namespace that is guarded.
+/// In which guarded network namespace each workload is, or was last: it may come back to that. Guards are set and taken away under this lock,
+/// so that nobody takes away what another has just set.
 #[derive(Default)]
-struct Guards(Mutex<HashMap<u64, usize>>);
+struct Guards(Mutex<HashMap<Arc<str>, Place>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    cookie: u64,
+    inside: bool,
+}
 
 impl Guards {
-    fn used(&self, cookie: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(cookie).or_default() += 1;
+    /// The workload is in the namespace, which `guard` guards.
+    fn enter<E>(&self, uid: &Arc<str>, cookie: u64, guard: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guard()?;
+        places.insert(Arc::clone(uid), Place { cookie, inside: true });
+        Ok(())
     }
 
-    /// Whether that was the last one.
-    fn left(&self, cookie: u64) -> bool {
-        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match users.get_mut(&cookie) {
-            Some(more) if *more > 1 => {
-                *more -= 1;
-                false
-            }
-            Some(_) | None => {
-                users.remove(&cookie);
-                true
-            }
+    /// It is there no more, but may come back.
+    fn leave(&self, uid: &str) {
+        if let Some(place) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(uid) {
+            place.inside = false;
         }
     }
 
-    /// All of them, if so many workloads are in them.
-    fn of(&self, workloads: usize) -> Option<HashSet<u64>> {
-        let users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (users.values().sum::<usize>() == workloads).then(|| users.keys().copied().collect())
-    }
-
-    fn is_used(&self, cookie: u64) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&cookie)
+    /// It has gone for good: `unguard` is called with its namespace, unless another workload has that as well.
+    fn forget(&self, uid: &str, unguard: impl FnOnce(u64)) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = places.remove(uid) else { return };
+        if places.values().all(|other| other.cookie != place.cookie) {
+            unguard(place.cookie);
+        }
     }
 }
 
@@ -172,11 +174,16 @@ impl Pods {
         self.shared.sweeper.clone()
     }
 
-    /// The network namespaces of the workloads that have a proxy, by their cookies; none while one of them is in no known one, since it may
-    /// come to any.
-    pub fn namespaces(&self) -> Option<HashSet<u64>> {
+    /// Does something with the network namespaces of the workloads that have a proxy, by their cookies, while none is entered or left; not while
+    /// one of the workloads is in no known one, since it may come to any.
+    pub fn with_namespaces<T>(&self, act: impl FnOnce(&HashSet<u64>) -> T) -> Option<T> {
         let settled = self.ending.values().all(JoinHandle::is_finished);
-        self.shared.guards.of(self.pods.len()).filter(|_| settled)
+        let places = self.shared.guards.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = |uid: &Arc<str>| places.get(uid).is_some_and(|place| place.inside);
+        if !settled || !self.pods.keys().all(found) {
+            return None;
+        }
+        Some(act(&places.values().map(|place| place.cookie).collect()))
     }
 
     /// Makes the workloads that have a proxy these; which of them are in a network namespace of their own shows later. Those of

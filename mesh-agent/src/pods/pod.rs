@@ -63,7 +63,7 @@ pub(super) async fn run(
         let (shared, uid) = (Arc::clone(&shared), Arc::clone(&uid));
         let since = Instant::now();
         let home = shared.threads.home().clone();
-        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, left: None, home };
+        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, home };
         let (shared, uid) = (Arc::clone(&pod.shared), Arc::clone(&pod.uid));
         // A task of its own, so that an error in it does not leave the workload without anybody who knows.
         match tokio::spawn(pod.run()).await {
@@ -94,8 +94,6 @@ struct Pod {
     phase: watch::Receiver<Phase>,
     /// Since when something has been awaited.
     since: Instant,
-    /// The namespace that it was in last. It stays guarded: the workload may come back to it.
-    left: Option<u64>,
     /// The thread that its listeners are on.
     home: Handle,
 }
@@ -113,14 +111,13 @@ impl Pod {
     async fn run(mut self) {
         while let Some(found) = self.find().await {
             if !self.inside(found).await {
-                return;
+                break;
             }
             self.since = Instant::now();
         }
-        // Nobody else's, and not the agent's end.
-        let stopped = *self.phase.borrow() >= Phase::Draining;
-        if let Some(left) = self.left.filter(|left| !stopped && !self.shared.guards.is_used(*left)) {
-            self.shared.kernel.unguard(left);
+        // Not at the agent's end: policy stays in force without it.
+        if *self.phase.borrow() < Phase::Draining {
+            self.shared.guards.forget(&self.uid, |cookie| self.shared.kernel.unguard(cookie));
         }
     }
 
@@ -162,12 +159,8 @@ impl Pod {
     async fn inside(&mut self, mut found: Found) -> bool {
         let entered = found.file.try_clone().and_then(Namespace::enter).map_err(anyhow::Error::from);
         let guarded = entered.and_then(|namespace| {
-            self.shared.guards.used(namespace.cookie());
-            let guarded = self.shared.kernel.guard(&found.file, namespace.cookie());
-            if guarded.is_err() {
-                self.shared.guards.left(namespace.cookie());
-            }
-            guarded?;
+            let guard = || self.shared.kernel.guard(&found.file, namespace.cookie());
+            self.shared.guards.enter(&self.uid, namespace.cookie(), guard)?;
             Ok(namespace)
         });
         let namespace = match guarded {
@@ -189,13 +182,8 @@ impl Pod {
         if ended == Woken::Stopped {
             return false;
         }
+        self.shared.guards.leave(&self.uid);
         self.shared.tell(Event::Gone { uid: Arc::clone(&self.uid) });
-        // Of several workloads in one namespace, the last takes the guard away.
-        let last = self.shared.guards.left(cookie);
-        self.left = Some(cookie);
-        if ended == Woken::Removed && last {
-            self.shared.kernel.unguard(cookie);
-        }
         ended != Woken::Removed
     }
 

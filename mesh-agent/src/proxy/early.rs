@@ -4,6 +4,7 @@ use std::future::pending;
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::relay::{self, Budget, EarlyRoom};
@@ -17,7 +18,7 @@ pub(crate) struct Early<'a> {
     /// None: nothing more is to be heard before the answer.
     from: Option<(&'a TcpStream, &'a Arc<Budget>)>,
     said: Vec<u8>,
-    _room: Option<EarlyRoom>,
+    room: Option<EarlyRoom>,
     /// A server has it, and has not said that its application does not.
     out: bool,
 }
@@ -25,18 +26,23 @@ pub(crate) struct Early<'a> {
 impl<'a> Early<'a> {
     /// Of `application`, in as much memory as `budget` has for that.
     pub(super) fn of(application: &'a TcpStream, budget: &'a Arc<Budget>) -> Self {
-        Self { from: Some((application, budget)), said: Vec::new(), _room: None, out: false }
+        Self { from: Some((application, budget)), said: Vec::new(), room: None, out: false }
     }
 
     /// Nothing.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
-        Self { from: None, said: Vec::new(), _room: None, out: false }
+        Self { from: None, said: Vec::new(), room: None, out: false }
     }
 
     /// What was said so far; once there is something, it stays the same.
     pub(super) fn said(&self) -> &[u8] {
         &self.said
+    }
+
+    /// All of it, with the room that it takes until it has been sent.
+    pub(super) fn take(&mut self) -> (Bytes, Option<EarlyRoom>) {
+        (std::mem::take(&mut self.said).into(), self.room.take())
     }
 
     /// It is on its way to a server.
@@ -69,7 +75,7 @@ impl<'a> Early<'a> {
         self.from = None;
         self.said = bytes[..read].to_vec();
         room.shrink(read);
-        self._room = Some(room);
+        self.room = Some(room);
         Ok(())
     }
 

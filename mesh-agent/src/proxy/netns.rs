@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tracing::error;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -59,13 +60,27 @@ impl Ahead {
     }
 }
 
-/// The one thread that makes sockets. It is at home between two wishes: in a pod's namespace it would keep that alive.
-fn maker() -> io::Result<&'static mpsc::Sender<Ask>> {
-    static MAKER: Mutex<Option<&'static mpsc::Sender<Ask>>> = Mutex::new(None);
+/// Asks the one thread that makes sockets. It is at home between two wishes: in a pod's namespace it would keep that alive.
+fn ask(ask: Ask) -> io::Result<()> {
+    static MAKER: Mutex<Option<mpsc::Sender<Ask>>> = Mutex::new(None);
     let mut maker = MAKER.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(maker) = *maker {
-        return Ok(maker);
-    }
+    let ask = match &*maker {
+        None => ask,
+        Some(asks) => match asks.send(ask) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::SendError(ask)) => {
+                error!("the thread that makes the sockets of pods has ended: another one takes its place");
+                ask
+            }
+        },
+    };
+    let asks = make_maker()?;
+    asks.send(ask).map_err(|_gone| io::Error::other(ENDED))?;
+    *maker = Some(asks);
+    Ok(())
+}
+
+fn make_maker() -> io::Result<mpsc::Sender<Ask>> {
     let home = File::open("/proc/thread-self/ns/net")?;
     let (asks, asked) = mpsc::channel::<Ask>();
     std::thread::Builder::new().name("netns".to_owned()).stack_size(STACK).spawn(move || {
@@ -79,13 +94,12 @@ fn maker() -> io::Result<&'static mpsc::Sender<Ask>> {
             }
             drop(file);
             if enter(&home).is_err() {
-                // Nobody is served by a thread that is in no known place: all who ask are told.
+                // Nobody is served by a thread that is in no known place.
                 return;
             }
         }
     })?;
-    // For as long as the process.
-    Ok(maker.insert(Box::leak(Box::new(asks))))
+    Ok(asks)
 }
 
 impl Namespace {
@@ -105,7 +119,6 @@ impl Namespace {
         let inside = Arc::clone(&file);
         let cookie = visit(move || enter(&inside).and_then(|()| cookie()))?;
         let cookie = cookie.join().map_err(|_panic| io::Error::other(ENDED))??;
-        maker()?;
         Ok(Self { cookie, file, ahead: Arc::default() })
     }
 
@@ -118,7 +131,7 @@ impl Namespace {
     pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self.socket(address).await?;
         socket.set_reuse_address(true)?;
-        // So that [::]:15006 and 0.0.0.0:15006 do not get into each other's way.
+        // So that [::]:15008 and 0.0.0.0:15008 do not get into each other's way.
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -172,8 +185,7 @@ impl Namespace {
     }
 
     fn ask(&self, wish: Wish) -> io::Result<()> {
-        let ask = Ask { file: Arc::clone(&self.file), wish };
-        maker()?.send(ask).map_err(|_gone| io::Error::other(ENDED))
+        ask(Ask { file: Arc::clone(&self.file), wish })
     }
 }
 

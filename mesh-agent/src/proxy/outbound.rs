@@ -21,7 +21,7 @@ use super::host::{Dialled, Endpoint, Original, Outcome, Outward, Route};
 use super::inbound::canonical;
 use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
-use super::relay::{self, Moved, end_on_drop, reset_on_drop};
+use super::relay::{self, EarlyRoom, Moved, end_on_drop, reset_on_drop};
 use super::stream::{Reason, Request};
 use super::threads::{Accepted, Threads};
 use super::tls::{self, Configs, Protocol, Standing, Tls};
@@ -178,7 +178,7 @@ async fn tunnelled(
             relayed
         }
         Stream::Http2(stream) => {
-            let Http2 { send, receive, early, standing: _, _slot } = *stream;
+            let Http2 { send, receive, early, standing: _, _slot, _room } = *stream;
             Box::pin(hbone::relay(application, send, receive, early)).await
         }
     };
@@ -216,6 +216,7 @@ struct Http2 {
     early: Bytes,
     standing: Standing,
     _slot: Slot,
+    _room: Option<EarlyRoom>,
 }
 
 impl Stream {
@@ -227,16 +228,11 @@ impl Stream {
         (send, receive): (SendStream<Bytes>, RecvStream),
         connection: &Connection,
         slot: Slot,
-        early: &Early<'_>,
+        early: &mut Early<'_>,
     ) -> Self {
-        let early = Bytes::copy_from_slice(early.said());
-        Self::Http2(Box::new(Http2 {
-            send,
-            receive,
-            early,
-            standing: connection.standing().clone(),
-            _slot: slot,
-        }))
+        let (early, room) = early.take();
+        let standing = connection.standing().clone();
+        Self::Http2(Box::new(Http2 { send, receive, early, standing, _slot: slot, _room: room }))
     }
 
     /// Of the peer's certificate.
@@ -322,7 +318,7 @@ async fn reuse(
     request: &Request,
     early: &mut Early<'_>,
 ) -> Result<Option<Stream>, Failure> {
-    while let Some(mut tls) = outbound.pool.take(endpoint).await {
+    while let Some(mut tls) = outbound.pool.take(endpoint) {
         match tunnel::open(&mut tls, request.clone(), early).await {
             Ok(()) => {
                 count(&outbound.allowance.counts.reused);

@@ -62,12 +62,12 @@ impl Pool {
     }
 
     /// A tunnel of our own protocol that can be used at once.
-    pub(super) async fn take(&self, endpoint: &Endpoint) -> Option<Box<Tls>> {
+    pub(super) fn take(&self, endpoint: &Endpoint) -> Option<Box<Tls>> {
         loop {
             let idle = self.with(endpoint, |peer| peer.take(threads::own()))?;
             // One that cannot be moved is dropped like one that has ended.
-            let Ok(mut tls) = here(idle) else { continue };
-            if tls.may_begin() && tunnel::is_fresh(&mut tls).await {
+            let Ok(tls) = here(idle) else { continue };
+            if tls.may_begin() && tunnel::is_fresh(&tls) {
                 return Some(tls);
             }
         }

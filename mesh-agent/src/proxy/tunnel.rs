@@ -1,8 +1,10 @@
 //! Requests and answers of our own protocol on a connection: what comes before and after a stream.
 
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -95,8 +97,9 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
     if !early.said().is_empty() {
         records.extend(tls.writer.data(&Message::Data(early.said()).encode())?);
     }
-    early.is_sent();
+    // Its last record is what was said: as long as not all of it is written, nobody can open that.
     tls.tcp.write_all(&records).await?;
+    early.is_sent();
     drop(records);
     let mut order = Order::Asked;
     loop {
@@ -105,8 +108,8 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
             received = receive(tls) => received?.ok_or(TunnelError::Closed)?,
             begun = early.begun() => {
                 begun.map_err(TunnelError::Application)?;
-                early.is_sent();
                 send(tls, &Message::Data(early.said())).await?;
+                early.is_sent();
                 continue;
             }
         };
@@ -147,12 +150,10 @@ pub(super) async fn linger(tls: &mut Tls) {
     drop(timeout(LONGEST, read).await);
 }
 
-/// Whether a tunnel that has lain idle still takes a request, as far as can be known without asking.
-pub(super) async fn is_fresh(tls: &mut Tls) -> bool {
-    tokio::select! {
-        biased;
-        // Anything that is said without being asked (DRAIN), or an end.
-        _said = receive(tls) => false,
-        () = std::future::ready(()) => true,
-    }
+/// Whether a tunnel that has lain idle still takes a request, as far as can be known without asking: nothing has been said without being
+/// asked (DRAIN), and it has not ended. The socket itself is asked, since the event loop may not have seen it yet.
+pub(super) fn is_fresh(tls: &Tls) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    let peeked = SockRef::from(&tls.tcp).peek(&mut byte);
+    tls.received.is_empty() && peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }

@@ -10,6 +10,8 @@ async fn a_pod_is_ready_when_it_has_listeners_and_a_certificate() {
     let figures = world.server.pods.figures();
     until("it waits", || figures.pods().iter().any(|pod| pod.state == figures::State::NoProcess)).await;
     assert!(world.server.kernel.guarded.lock().unwrap().is_empty());
+    // It may come to any namespace.
+    assert_eq!(world.server.pods.with_namespaces(HashSet::len), None);
     world.server.processes(&[world.server_pod.process.id()]);
     // Once the namespace is known, and once it listens.
     for _ in 0..2 {
@@ -17,6 +19,7 @@ async fn a_pod_is_ready_when_it_has_listeners_and_a_certificate() {
         assert_eq!((proxy.netns, proxy.flags), (cookie, 0));
         assert_eq!(*world.server.kernel.guarded.lock().unwrap(), [cookie]);
     }
+    assert_eq!(world.server.pods.with_namespaces(HashSet::clone), Some(HashSet::from([cookie])));
     world.certify();
     world.server.ready().await;
     let proxy = world.server.proxy.unwrap();
@@ -41,6 +44,7 @@ async fn what_was_open_is_reset_when_the_last_process_ends() {
     is_reset(&mut near).await;
     is_reset(&mut far).await;
     // Whoever listens there next may be the workload again, before anybody has looked.
+    assert_eq!(world.server.pods.with_namespaces(HashSet::len), None);
     assert!(world.server.kernel.unguarded.lock().unwrap().is_empty());
     assert!(world.server.kernel.clients.lock().unwrap().is_empty());
     assert_eq!(world.server.pods.figures().inbound.counts.stopped.load(Ordering::Relaxed), 1);

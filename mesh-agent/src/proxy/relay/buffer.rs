@@ -47,7 +47,7 @@ pub struct Budget {
     refused: Arc<AtomicU64>,
 }
 
-/// The part of it that holds what applications have said early, as a divisor.
+/// So much more, as a divisor of the limit, may hold what applications have said early.
 const EARLY: usize = 8;
 
 impl Budget {

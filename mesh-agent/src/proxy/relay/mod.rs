@@ -28,6 +28,26 @@ pub struct Moved {
     pub received: u64,
 }
 
+/// A direction that always has something to do lets others on its thread have their turn after so many rounds: tokio does not count
+/// what is done with sockets outside its own futures.
+const TURN: u32 = 16;
+
+/// Counts the rounds of a direction.
+#[derive(Debug, Default)]
+struct Rounds(u32);
+
+impl Rounds {
+    /// Whether it is the others' turn.
+    fn over(&mut self) -> bool {
+        self.0 += 1;
+        let over = self.0 >= TURN;
+        if over {
+            self.0 = 0;
+        }
+        over
+    }
+}
+
 /// Drives both directions to their ends. Whom nobody reads any more, since that direction is over, is watched by `after_up` or
 /// `after_down`: nobody else would notice its failure. (Pinned by the caller, so that the future holds each only once.)
 pub(super) async fn both(

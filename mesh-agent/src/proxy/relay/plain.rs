@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
 use super::buffer::{Budget, Size};
 use super::socket::Room;
-use super::{Cut, Moved, socket};
+use super::{Cut, Moved, Rounds, socket};
 
 /// Moves bytes until both directions have ended: `sent` from `application` to `other`. After any other end both are to be dropped,
 /// and are reset by that.
@@ -46,8 +47,11 @@ type End<'a> = (&'a TcpStream, fn(std::io::Error) -> Cut);
 
 async fn copy(from: End<'_>, to: End<'_>, budget: &Arc<Budget>, moved: &AtomicU64) -> Result<(), Cut> {
     let ((from, from_cut), (to, to_cut)) = (from, to);
-    let mut size = Size::Small;
+    let (mut size, mut rounds) = (Size::Small, Rounds::default());
     loop {
+        if rounds.over() {
+            yield_now().await;
+        }
         from.readable().await.map_err(from_cut)?;
         let mut buffer = budget.take(size);
         let read = socket::read(from, &mut [IoSliceMut::new(&mut buffer.bytes)]).map_err(from_cut)?;

@@ -10,17 +10,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
 use super::buffer::{Budget, Buffer, Pieces, SLOT, Size};
 use super::socket::Room;
-use super::{Cut, Moved, socket};
+use super::{Cut, Moved, Rounds, socket};
 use crate::proxy::stream::{DATA, MAX_DATA, Malformed, Message, OutOfOrder};
 use crate::proxy::tls::{Event, HEADER, Reader, Tls, Writer};
 
 /// Full reads in a row after which a connection gets a large buffer.
 const BUSY: u32 = 2;
 
-/// One task sets and reads it; atomic, because that task may move to another thread.
+/// One task sets and reads it; atomic, because its future must be fit to be sent to the thread that carries it.
 #[derive(Default)]
 struct Flag(AtomicBool);
 
@@ -120,8 +121,11 @@ async fn half_closed(tcp: &TcpStream) -> io::Error {
 
 /// From the application into the tunnel.
 async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
-    let mut pace = Pace::new();
+    let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
     loop {
+        if rounds.over() {
+            yield_now().await;
+        }
         common.application.readable().await.map_err(Cut::Application)?;
         let mut buffer = common.budget.take(pace.size());
         let read = {
@@ -210,13 +214,14 @@ async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
 ///
 /// Whenever it waits for the tunnel, what it has read and not opened is in `received`, so it may be dropped then.
 async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) -> Result<(), Cut> {
-    let mut pace = Pace::new();
-    let mut wait = received.is_empty();
+    let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
+    let mut next_wait = if received.is_empty() { Wait::Tunnel } else { Wait::Nothing };
     loop {
-        if wait {
-            common.tunnel.readable().await.map_err(Cut::Tunnel)?;
+        match std::mem::replace(&mut next_wait, Wait::Tunnel) {
+            Wait::Tunnel => common.tunnel.readable().await.map_err(Cut::Tunnel)?,
+            Wait::Others => yield_now().await,
+            Wait::Nothing => {}
         }
-        wait = true;
         let mut have = received.len();
         let mut buffer = common.budget.take_for(have, pace.size());
         buffer.bytes[..have].copy_from_slice(received);
@@ -240,6 +245,11 @@ async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) 
             buffer.bytes.copy_within(opened..have, 0);
             have -= opened;
             let over = common.received_end.get() && common.sent_end.get();
+            if !over && rounds.over() {
+                *received = buffer.bytes[..have].to_vec();
+                next_wait = Wait::Others;
+                break;
+            }
             match if over { None } else { fill(common, &mut buffer, have)? } {
                 Some(read) => {
                     have += read;
@@ -256,6 +266,16 @@ async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) 
             }
         }
     }
+}
+
+/// What a direction waits for before it goes on.
+enum Wait {
+    /// More from the tunnel.
+    Tunnel,
+    /// Others have their turn.
+    Others,
+    /// There is something already.
+    Nothing,
 }
 
 fn fill(common: &Common<'_>, buffer: &mut Buffer, have: usize) -> Result<Option<usize>, Cut> {

@@ -53,6 +53,73 @@ async fn read_all(mut from: TcpStream) -> Vec<u8> {
     all
 }
 
+/// Reads all that comes, as fast as it can, on a thread of its own; how much that was.
+fn drain(tcp: TcpStream) -> std::thread::JoinHandle<usize> {
+    let mut tcp = tcp.into_std().unwrap();
+    tcp.set_nonblocking(false).unwrap();
+    std::thread::spawn(move || {
+        let (mut all, mut bytes) = (0, vec![0; 1 << 20]);
+        while let Ok(read @ 1..) = std::io::Read::read(&mut tcp, &mut bytes) {
+            all += read;
+        }
+        all
+    })
+}
+
+/// So much is sent first, that the kernel lets the connection have much on its way.
+const WARM: usize = 32 << 20;
+
+async fn warm(tcp: &TcpStream) {
+    let mut left = WARM;
+    while left > 0 {
+        tcp.writable().await.unwrap();
+        left -= tcp.try_write(&vec![0; left.min(1 << 20)]).unwrap_or(0);
+    }
+    tcp.writable().await.unwrap();
+}
+
+/// Polls it once, and drops it.
+async fn one_turn(relay: impl Future) {
+    let mut relay = std::pin::pin!(relay);
+    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(relay.as_mut().poll(cx).is_pending()));
+    assert!(polled.await);
+}
+
+#[tokio::test]
+async fn who_always_has_something_to_move_lets_others_have_their_turn() {
+    // Small buffers only: a turn of both directions is half a megabyte at most.
+    let most = 2 * (TURN as usize) * (17 << 10);
+    let budget = Budget::new(0);
+    for secured in [true, false] {
+        let ((client, near), (server, far)) = (sockets().await, sockets().await);
+        let (_, ()) = tokio::join!(warm(&client), async {
+            let (mut left, mut bytes) = (WARM, vec![0; 1 << 20]);
+            while left > 0 {
+                near.readable().await.unwrap();
+                left -= near.try_read(&mut bytes).unwrap_or(0);
+            }
+        });
+        let said = fill(&client).await;
+        assert!(said > 2 * most, "only {said} bytes fit in a socket");
+        near.readable().await.unwrap();
+        let passed = if secured {
+            let (mut tls, peer) = Pair::new().tunnel().await;
+            let drained = drain(peer.tcp);
+            warm(&tls.tcp).await;
+            one_turn(relay(&near, &mut tls, &budget)).await;
+            drop(tls);
+            drained.join().unwrap() - WARM
+        } else {
+            let drained = drain(server);
+            warm(&far).await;
+            one_turn(plain(&near, &far, &budget)).await;
+            drop(far);
+            drained.join().unwrap() - WARM
+        };
+        assert!(passed > 0 && passed <= most, "{passed} of {said} bytes in one turn");
+    }
+}
+
 #[tokio::test]
 async fn bytes_and_half_closes_pass_both_ways() {
     let Path { mut client, mut server, near, far, budget } = path().await;
