@@ -74,6 +74,7 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
     let (sent, received) = figures.moved();
     let mut outcomes = figures.outcomes();
     outcomes.insert("stopped", read(&counts.stopped));
+    outcomes.insert("stranded", read(&counts.stranded));
     ProxySide {
         name: of.name(),
         connections,

@@ -60,6 +60,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         Ok(descriptors) => info!(descriptors, "a proxied connection takes two of them"),
         Err(error) => warn!(%error, "the limit of descriptors stays as it was"),
     }
+    // Connections have threads of their own; the owner is the thread that calls this.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(serve(config))?;
     Ok(ExitCode::SUCCESS)

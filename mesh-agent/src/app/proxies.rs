@@ -248,7 +248,7 @@ fn beat(heartbeat: Arc<Heartbeat>, threads: Threads) -> io::Result<impl Future<O
     Ok(async {
         // Nothing is ever sent.
         drop(ended.await);
-        error!("a thread of the node proxy has ended, or answers no more");
+        error!("a thread of the node proxy has ended");
     })
 }
 

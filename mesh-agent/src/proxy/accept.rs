@@ -1,5 +1,6 @@
 //! The loop that takes connections from a listener.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +13,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::drain::{Drain, Phase};
-use super::limits::Allowance;
+use super::limits::{Allowance, count};
 use super::relay::reset_on_drop;
 use super::threads::{Accepted, Place, Threads};
 
@@ -52,12 +53,10 @@ pub(super) async fn serve<F>(
                 // The room goes in, since a future around another would be twice as large.
                 match place.elsewhere().cloned() {
                     None => connections.spawn(each(Accepted::Here(tcp), peer, (permit, place))),
-                    Some(other) => match tcp.into_std() {
-                        Ok(tcp) => {
-                            connections.spawn_on(each(Accepted::Moved(tcp), peer, (permit, place)), &other)
-                        }
+                    Some(other) => match Accepted::moving(tcp) {
+                        Ok(tcp) => connections.spawn_on(each(tcp, peer, (permit, place)), &other),
                         Err(error) => {
-                            warn!(%error, "a connection could not be handed to another thread");
+                            stranded(allowance, &error);
                             continue;
                         }
                     },
@@ -78,6 +77,12 @@ pub(super) async fn serve<F>(
     allowance.counts.stopped.fetch_add(connections.len() as u64, Relaxed);
     // Whoever waits for this may count on their sockets being closed.
     connections.shutdown().await;
+}
+
+/// A connection could not be handed to the thread that was to carry it, and is reset.
+pub(super) fn stranded(allowance: &Allowance, error: &io::Error) {
+    count(&allowance.counts.stranded);
+    warn!(%error, "a connection could not be handed to another thread");
 }
 
 /// What every socket of the proxy is that leads out of the pod: small writes go at once, dead peers are noticed.

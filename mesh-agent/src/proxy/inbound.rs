@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::accept::{self, Room};
 use super::drain::{Drain, Phase};
@@ -55,7 +55,7 @@ pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
 async fn tunnel(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr, drain: Drain, _room: Room) {
     let tcp = match tcp.here() {
         Ok(tcp) => tcp,
-        Err(error) => return warn!(%error, "a connection could not be taken over from another thread"),
+        Err(error) => return accept::stranded(&inbound.allowance, &error),
     };
     let Some(tls) = Box::pin(handshake(&inbound, tcp, peer)).await else { return };
     match tls.protocol {

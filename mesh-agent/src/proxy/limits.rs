@@ -72,6 +72,8 @@ pub struct Counts {
     pub revoked: AtomicU64,
     /// Connections reset because their pod had gone, or the agent stopped.
     pub stopped: AtomicU64,
+    /// Connections reset because they could not be handed to the thread that was to carry them.
+    pub stranded: AtomicU64,
     /// Times that a connection had to do with a small buffer, because others had all of the memory.
     pub over_buffers: Arc<AtomicU64>,
     /// Tunnels closed after use, because too many were idle.

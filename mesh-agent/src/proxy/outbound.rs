@@ -11,7 +11,7 @@ use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{interval, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::accept::{self, Room};
 use super::drain::Drain;
@@ -67,7 +67,7 @@ pub async fn sweep(outbound: Arc<Outbound>) {
 async fn connection(outbound: Arc<Outbound>, application: Accepted, peer: SocketAddr, _room: Room) {
     let mut application = match application.here() {
         Ok(application) => application,
-        Err(error) => return warn!(%error, "a connection could not be taken over from another thread"),
+        Err(error) => return accept::stranded(&outbound.allowance, &error),
     };
     // Unless it ends in order, whichever way it ends.
     reset_on_drop(&application);

@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use super::relay;
+
 /// A connection goes to another thread than that of its listener when this has so many more than that.
 const UNEVEN: usize = 2;
 
@@ -49,6 +51,7 @@ impl Threads {
     }
 
     /// None of their own: the runtime that this is called in carries everything.
+    #[cfg(test)]
     pub fn here() -> Self {
         let thread = Thread { handle: Handle::current(), connections: AtomicUsize::new(0), _stop: None };
         Self(Arc::new(Inner { threads: vec![thread], next_home: AtomicUsize::new(0) }))
@@ -125,11 +128,21 @@ pub(super) enum Accepted {
 }
 
 impl Accepted {
+    /// Takes it out of the calling thread's event loop. On its way it is reset if it is dropped.
+    pub(super) fn moving(tcp: TcpStream) -> io::Result<Self> {
+        relay::reset_on_drop(&tcp);
+        tcp.into_std().map(Self::Moved)
+    }
+
     /// Makes it the calling thread's.
     pub(super) fn here(self) -> io::Result<TcpStream> {
         match self {
             Self::Here(tcp) => Ok(tcp),
-            Self::Moved(tcp) => TcpStream::from_std(tcp),
+            Self::Moved(tcp) => {
+                let tcp = TcpStream::from_std(tcp)?;
+                relay::end_on_drop(&tcp);
+                Ok(tcp)
+            }
         }
     }
 }

@@ -151,7 +151,8 @@ impl Configs {
     ) -> Result<T, ConfigError> {
         let certificate = self.certificates.current(own).ok_or_else(|| NoCertificate(own.clone()))?;
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |made: &Made| made.serial == certificate.serial && !made.lists.is_replaced();
+        let fresh =
+            |made: &Made| made.serial == certificate.serial && self.revocations.are_current(&made.lists);
         if !made.get(own).is_some_and(fresh) {
             let lists = self.revocations.now();
             let server = self.make_server(own, &certificate, &lists)?;
@@ -181,6 +182,7 @@ impl Configs {
             roots: Arc::clone(&certificate.roots),
             clients,
             wanted,
+            revocations: Arc::clone(&self.revocations),
             lists: Arc::clone(lists),
         }))
     }

@@ -263,7 +263,7 @@ impl<E: End> Driver<E> {
         let chain = self.end.peer_certificates().unwrap_or_default();
         let (peer, until) = verifier.finished(chain, unix(SystemTime::now()))?;
         let until = UNIX_EPOCH + Duration::from_secs(until.unsigned_abs());
-        let standing = verifier.standing(chain);
+        let standing = verifier.standing(chain)?;
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
         let (first, tickets) = self.end.finish()?;
         let (receive, send) = E::directions(self.secrets);

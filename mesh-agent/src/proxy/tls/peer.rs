@@ -15,7 +15,7 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::revocation::{Lists, Standing};
+use super::revocation::{Lists, Revocations, Standing};
 use crate::identity::SpiffeId;
 
 /// Why a peer's certificate is refused, beside its chain.
@@ -64,7 +64,7 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<SpiffeId, NotTrus
     }
 }
 
-fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, NotTrusted> {
+pub(super) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, NotTrusted> {
     match X509Certificate::from_der(certificate) {
         Ok(([], parsed)) => Ok(parsed),
         Ok(_) | Err(_) => Err(NotTrusted::Unreadable),
@@ -88,14 +88,15 @@ pub(super) struct PeerVerifier {
     /// Chains of clients; it knows what a client certificate needs.
     pub(super) clients: Arc<dyn ClientCertVerifier>,
     pub(super) wanted: Wanted,
+    pub(super) revocations: Arc<Revocations>,
     /// What was revoked when this was made.
     pub(super) lists: Arc<Lists>,
 }
 
 impl PeerVerifier {
     /// The peer's certificate, for when it is revoked later.
-    pub(super) fn standing(&self, chain: &[CertificateDer<'_>]) -> Standing {
-        Standing::new(&self.lists, chain)
+    pub(super) fn standing(&self, chain: &[CertificateDer<'_>]) -> Result<Standing, NotTrusted> {
+        Standing::new(&self.revocations, &self.lists, chain)
     }
 
     fn usable(&self) -> Result<(), Error> {

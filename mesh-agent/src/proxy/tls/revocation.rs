@@ -4,20 +4,25 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use super::peer::{NotTrusted, parse as parse_certificate};
 
 /// The lists as the file has them now.
 #[derive(Debug)]
 pub struct Revocations {
     path: Option<PathBuf>,
     now: RwLock<Arc<Lists>>,
+    /// Of the lists that are in force.
+    generation: AtomicU64,
 }
 
-/// The lists as they were at a time, and those that came after.
+/// The lists as they were at a time.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     content: Option<Vec<u8>>,
@@ -25,13 +30,14 @@ pub(super) struct Lists {
     /// Why they cannot be used.
     pub(super) broken: Option<String>,
     revoked: HashSet<u64>,
-    next: OnceLock<Arc<Lists>>,
+    /// How many there were before.
+    pub(super) generation: u64,
 }
 
 impl Revocations {
     /// Nothing is revoked.
     pub fn none() -> Arc<Self> {
-        Arc::new(Self { path: None, now: RwLock::default() })
+        Arc::new(Self { path: None, now: RwLock::default(), generation: AtomicU64::new(0) })
     }
 
     /// By the lists in a file, in PEM or one in DER.
@@ -43,7 +49,11 @@ impl Revocations {
         let lists = Lists::of(std::fs::read(path).map_err(|error| error.to_string()));
         match lists.broken {
             Some(reason) => Err(reason),
-            None => Ok(Arc::new(Self { path: Some(path.to_owned()), now: RwLock::new(Arc::new(lists)) })),
+            None => Ok(Arc::new(Self {
+                path: Some(path.to_owned()),
+                now: RwLock::new(Arc::new(lists)),
+                generation: AtomicU64::new(0),
+            })),
         }
     }
 
@@ -58,12 +68,23 @@ impl Revocations {
         if same {
             return None;
         }
-        let lists = Arc::new(Lists::of(content));
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&lists);
+        // There is one writer.
+        let generation = former.generation + 1;
+        let lists = Lists { generation, ..Lists::of(content) };
         let outcome = lists.broken.clone().map_or(Ok(()), Err);
-        // There is one writer, and so one successor.
-        let _first = former.next.set(lists);
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(lists);
+        // After the lists: who sees the number finds them.
+        self.generation.store(generation, Ordering::Release);
         Some(outcome)
+    }
+
+    /// Whether those lists are still in force.
+    pub(super) fn are_current(&self, lists: &Lists) -> bool {
+        self.is_current(lists.generation)
+    }
+
+    fn is_current(&self, generation: u64) -> bool {
+        self.generation.load(Ordering::Acquire) == generation
     }
 
     pub(super) fn now(&self) -> Arc<Lists> {
@@ -83,11 +104,6 @@ impl Lists {
         }
     }
 
-    /// Whether there are others now.
-    pub(super) fn is_replaced(&self) -> bool {
-        self.next.get().is_some()
-    }
-
     /// Whether nothing is to be asked of them.
     pub(super) fn is_empty(&self) -> bool {
         self.lists.is_empty() && self.broken.is_none()
@@ -97,29 +113,37 @@ impl Lists {
 /// A verified peer's certificate and its issuers', for when one of them is revoked later.
 #[derive(Debug, Clone)]
 pub struct Standing {
-    lists: Arc<Lists>,
+    revocations: Arc<Revocations>,
+    /// Of the lists that it was verified by.
+    generation: u64,
     chain: Arc<[u64]>,
 }
 
 impl Standing {
-    pub(super) fn new(lists: &Arc<Lists>, chain: &[CertificateDer<'_>]) -> Self {
-        let read = |certificate| X509Certificate::from_der(certificate).ok();
-        let numbers = chain.iter().filter_map(|certificate| read(certificate.as_ref()));
-        let numbers = numbers.map(|(_, parsed)| number(parsed.issuer().as_raw(), parsed.raw_serial()));
-        Self { lists: Arc::clone(lists), chain: numbers.collect() }
+    /// # Errors
+    ///
+    /// One of the certificates cannot be read, so that nobody would notice its revocation.
+    pub(super) fn new(
+        revocations: &Arc<Revocations>,
+        lists: &Lists,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Self, NotTrusted> {
+        let numbered = |certificate| {
+            let parsed = parse_certificate(certificate)?;
+            Ok(number(parsed.issuer().as_raw(), parsed.raw_serial()))
+        };
+        let chain = chain.iter().map(numbered).collect::<Result<_, NotTrusted>>()?;
+        Ok(Self { revocations: Arc::clone(revocations), generation: lists.generation, chain })
     }
 
     /// Whether the lists have not changed since it was verified. Else it has to be verified anew before anything begins.
     pub fn is_current(&self) -> bool {
-        !self.lists.is_replaced()
+        self.revocations.is_current(self.generation)
     }
 
     /// Whether it has been revoked meanwhile.
     pub fn is_revoked(&self) -> bool {
-        let mut lists = &self.lists;
-        while let Some(next) = lists.next.get() {
-            lists = next;
-        }
+        let lists = self.revocations.now();
         self.chain.iter().any(|certificate| lists.revoked.contains(certificate))
     }
 }

@@ -379,6 +379,26 @@ async fn a_revoked_peer_is_refused_by_either_end_and_its_tunnels_carry_no_more()
 }
 
 #[tokio::test]
+async fn whose_issuer_is_revoked_is_revoked_and_what_cannot_be_read_stands_for_nobody() {
+    let folder = Directory::new();
+    let mut pair = Pair::new();
+    let (file, [lists, _]) = revoking(&mut pair, &folder);
+    let verifier = pair.client.client(&client(), &server()).unwrap().verifier;
+    // As good as an issuer's for this: a certificate of the chain that has a number.
+    let leaf = pair.client_held.current(&client()).unwrap();
+    let issuer = pair.server_held.current(&server()).unwrap();
+    let [first, second] = [&leaf, &issuer].map(|one| one.certified.cert[0].clone());
+    let standing = |chain: &[_]| verifier.standing(chain);
+    let (alone, both) = (standing(&[first.clone()]).unwrap(), standing(&[first.clone(), second]).unwrap());
+    std::fs::write(&file, pair.authority.revoke(&[&issuer])).unwrap();
+    assert_eq!(lists.look(), Some(Ok(())));
+    assert!(both.is_revoked() && !alone.is_revoked());
+    assert!(!both.is_current() && !alone.is_current());
+    let garbage = rustls::pki_types::CertificateDer::from(vec![1, 2, 3]);
+    assert_eq!(standing(&[first, garbage]).unwrap_err(), NotTrusted::Unreadable);
+}
+
+#[tokio::test]
 async fn a_list_that_cannot_be_used_refuses_everybody() {
     let folder = Directory::new();
     let mut pair = Pair::new();
