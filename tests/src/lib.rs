@@ -107,6 +107,16 @@ impl Mesh {
     }
 }
 
+/// Waits until connections of `pod` to `server` fail so, or are answered if `outcome` is the server's name.
+pub fn becomes(pod: &Pod, server: &Server, outcome: &str) -> anyhow::Result<()> {
+    let to = server.pod.address(8080);
+    until(&format!("{} to {to}: {outcome}", pod.name), Duration::from_secs(20), || {
+        let seen = peer::connect(pod, &to).count(1).run()?;
+        anyhow::ensure!(seen.of(outcome) == 1 || seen.failed.contains_key(outcome), "{seen:?}");
+        Ok(())
+    })
+}
+
 /// A pod with a server.
 #[derive(Debug)]
 pub struct Server {

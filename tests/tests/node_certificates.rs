@@ -139,15 +139,29 @@ impl Witness {
     }
 }
 
+/// A workload whose application remembers, and a pod that the mesh does not know: all that it has is a certificate. Fields go in order.
+struct Witnessed {
+    client: Pod,
+    witness: Witness,
+    server: Pod,
+    scene: Scene,
+}
+
+impl Witnessed {
+    fn start() -> anyhow::Result<Self> {
+        let scene = Scene::start()?;
+        let server = scene.mesh.client(1, "server")?;
+        let witness = Witness::start(&server)?;
+        let client = scene.mesh.nodes[0].pod("client")?;
+        scene.mesh.agents[1].wait_for_proxies(&["server"])?;
+        Ok(Self { client, witness, server, scene })
+    }
+}
+
 #[test]
 fn a_client_gets_in_with_a_good_certificate_and_with_no_other() -> anyhow::Result<()> {
     needs!(Mesh);
-    let scene = Scene::start()?;
-    let server = scene.mesh.client(1, "server")?;
-    let witness = Witness::start(&server)?;
-    // A pod that the mesh does not know: all that it has is a certificate.
-    let client = scene.mesh.nodes[0].pod("client")?;
-    scene.mesh.agents[1].wait_for_proxies(&["server"])?;
+    let Witnessed { client, witness, server, scene } = Witnessed::start()?;
     let own = [server.address(tunnel::PORT), server.address6(tunnel::PORT)];
     let application = [server.address(8080), server.address6(8080)];
     let good = tunnel::client(&scene.good("client")?)?;
@@ -183,11 +197,7 @@ fn a_client_gets_in_with_a_good_certificate_and_with_no_other() -> anyhow::Resul
 #[test]
 fn a_revoked_client_gets_in_no_more_and_what_it_had_open_ends() -> anyhow::Result<()> {
     needs!(Mesh);
-    let scene = Scene::start()?;
-    let server = scene.mesh.client(1, "server")?;
-    let witness = Witness::start(&server)?;
-    let client = scene.mesh.nodes[0].pod("client")?;
-    scene.mesh.agents[1].wait_for_proxies(&["server"])?;
+    let Witnessed { client, witness, server, scene } = Witnessed::start()?;
     let (to, application) = (server.address(tunnel::PORT), server.address(8080));
     let (revoked, other) = (scene.good("client")?, tunnel::client(&scene.good("client")?)?);
     let config = tunnel::client(&revoked)?;

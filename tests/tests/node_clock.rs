@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use mesh_harness::manifest::peer_authentication;
 use mesh_harness::{AgentOptions, Clock, Cluster, ControlOptions, Pod, needs, peer, say, until};
-use mesh_tests::{Mesh, Server};
+use mesh_tests::{Mesh, Server, becomes};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -45,18 +45,8 @@ impl Scene {
         }
         let stranger = mesh.nodes[0].pod("stranger")?;
         let scene = Self { client, stranger, strict, open, clock, node, mesh };
-        scene.becomes(&scene.stranger, &scene.strict, "ECONNREFUSED")?;
+        becomes(&scene.stranger, &scene.strict, "ECONNREFUSED")?;
         Ok(scene)
-    }
-
-    /// Waits until connections of `pod` to `server` fail so, or are answered if `outcome` is the server's name.
-    fn becomes(&self, pod: &Pod, server: &Server, outcome: &str) -> anyhow::Result<()> {
-        let to = server.pod.address(8080);
-        until(&format!("{} to {to}: {outcome}", pod.name), Duration::from_secs(20), || {
-            let seen = peer::connect(pod, &to).count(1).run()?;
-            ensure!(seen.of(outcome) == 1 || seen.failed.contains_key(outcome), "{seen:?}");
-            Ok(())
-        })
     }
 
     /// The clock is wrong by so much: nobody is let in who could not show that he may be.
@@ -76,19 +66,19 @@ impl Scene {
         match self.node {
             // This node has no certificate that is worth anything: what needs one is refused, the rest goes as it is.
             0 => {
-                self.becomes(&self.client, &self.strict, "ECONNREFUSED")?;
-                self.becomes(&self.client, &self.open, "open")?;
+                becomes(&self.client, &self.strict, "ECONNREFUSED")?;
+                becomes(&self.client, &self.open, "open")?;
                 ensure!(agent.reason("proxy_not_ready")? > refused, "{}", agent.stats()?);
                 ensure!(agent.reason("proxy_not_ready_direct")? > direct, "{}", agent.stats()?);
             }
             // The server's node has none: nobody gets in with mutual TLS, and without it only where that is permitted.
             _ => {
                 for server in [&self.strict, &self.open] {
-                    self.becomes(&self.client, server, "ECONNRESET")?;
+                    becomes(&self.client, server, "ECONNRESET")?;
                 }
             }
         }
-        self.becomes(&self.stranger, &self.open, "open")?;
+        becomes(&self.stranger, &self.open, "open")?;
         for pod in [&self.client, &self.stranger] {
             let seen = peer::connect(pod, &to).count(50).interval(Duration::from_millis(20)).run()?;
             ensure!(seen.answered == 0 && seen.failed_total() == 50, "{by}: {} to {to}: {seen:?}", pod.name);
@@ -99,11 +89,11 @@ impl Scene {
     /// The clock is right again, and all is as before.
     fn recovers(&mut self) -> anyhow::Result<()> {
         self.clock.moved_by(0)?;
-        self.becomes(&self.client, &self.strict, "strict")?;
+        becomes(&self.client, &self.strict, "strict")?;
         for server in [&self.strict, &self.open] {
             self.mesh.wait_until_carried(0, &self.client, &server.pod.address(8080))?;
         }
-        self.becomes(&self.stranger, &self.strict, "ECONNREFUSED")?;
+        becomes(&self.stranger, &self.strict, "ECONNREFUSED")?;
         for agent in &mut self.mesh.agents {
             ensure!(agent.process().ended()?.is_none(), "an agent ended: {}", agent.process().log_tail());
             until("the agent is ready, and complains of nothing", Duration::from_secs(10), || {

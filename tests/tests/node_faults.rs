@@ -7,7 +7,7 @@ use anyhow::ensure;
 use mesh_harness::manifest::{authorization_policy, peer_authentication};
 use mesh_harness::process::Process;
 use mesh_harness::{Agent, AgentOptions, ControlOptions, Pod, needs, peer, until};
-use mesh_tests::{Mesh, Server};
+use mesh_tests::{Mesh, Server, becomes};
 use serde_json::json;
 
 /// How long certificates live here: they are renewed at half of it.
@@ -42,18 +42,8 @@ impl Scene {
         }
         let scene = Self { client, strict, open, mesh };
         let stranger = scene.mesh.nodes[0].pod("stranger")?;
-        scene.becomes(&stranger, &scene.strict, "ECONNREFUSED")?;
+        becomes(&stranger, &scene.strict, "ECONNREFUSED")?;
         Ok(scene)
-    }
-
-    /// Waits until connections of `pod` to `server` fail so, or are answered if `outcome` is the server's name.
-    fn becomes(&self, pod: &Pod, server: &Server, outcome: &str) -> anyhow::Result<()> {
-        let to = server.pod.address(8080);
-        until(&format!("{} to {to}: {outcome}", pod.name), Duration::from_secs(20), || {
-            let seen = peer::connect(pod, &to).count(1).run()?;
-            ensure!(seen.of(outcome) == 1 || seen.failed.contains_key(outcome), "{seen:?}");
-            Ok(())
-        })
     }
 
     /// Connects without a pause, while `act` acts; nothing may fail.
@@ -169,8 +159,8 @@ fn a_node_that_is_cut_off_past_expiry_is_refused_where_policy_guards() -> anyhow
         match node {
             0 => {
                 // It has no certificate any more: what needs one is refused, the rest goes as it is.
-                scene.becomes(&scene.client, &scene.strict, "ECONNREFUSED")?;
-                scene.becomes(&scene.client, &scene.open, "open")?;
+                becomes(&scene.client, &scene.strict, "ECONNREFUSED")?;
+                becomes(&scene.client, &scene.open, "open")?;
                 ensure!(
                     scene.mesh.agents[0].reason("proxy_not_ready")? > 0,
                     "{}",
@@ -179,14 +169,14 @@ fn a_node_that_is_cut_off_past_expiry_is_refused_where_policy_guards() -> anyhow
             }
             _ => {
                 // The server's node has none: nobody gets in with mutual TLS, and plaintext not either.
-                scene.becomes(&scene.client, &scene.strict, "ECONNRESET")?;
+                becomes(&scene.client, &scene.strict, "ECONNRESET")?;
                 let stranger = scene.mesh.nodes[0].pod("another-stranger")?;
-                scene.becomes(&stranger, &scene.strict, "ECONNREFUSED")?;
-                scene.becomes(&stranger, &scene.open, "open")?;
+                becomes(&stranger, &scene.strict, "ECONNREFUSED")?;
+                becomes(&stranger, &scene.open, "open")?;
             }
         }
         let _line = scene.mesh.cluster.relay(15011, "127.0.0.1:15012", &[])?;
-        scene.becomes(&scene.client, &scene.strict, "strict")?;
+        becomes(&scene.client, &scene.strict, "strict")?;
         scene.mesh.wait_until_carried(0, &scene.client, &scene.open.pod.address(8080))?;
     }
     Ok(())
@@ -211,7 +201,7 @@ fn a_stopping_agent_lets_connections_end_and_the_next_one_carries_on() -> anyhow
         mesh_harness::sys::kill(scene.mesh.agents[node].pid(), libc::SIGTERM)?;
         if node == 0 {
             // Nothing new is led to a proxy that takes nothing new.
-            scene.becomes(&scene.client, &scene.open, "open")?;
+            becomes(&scene.client, &scene.open, "open")?;
             let unguarded = scene.open.pod.address(8080);
             let seen = peer::connect(&scene.client, &unguarded)
                 .count(50)
@@ -229,7 +219,7 @@ fn a_stopping_agent_lets_connections_end_and_the_next_one_carries_on() -> anyhow
         let seen = peer::connect(&scene.client, &to).count(5).run()?;
         ensure!(seen.answered == 0, "node {node}: {seen:?}");
         scene.mesh.agents[node] = scene.mesh.nodes[node].agent_with(&options)?;
-        scene.becomes(&scene.client, &scene.strict, "strict")?;
+        becomes(&scene.client, &scene.strict, "strict")?;
         scene.mesh.wait_until_carried(0, &scene.client, &to)?;
     }
     Ok(())
@@ -262,7 +252,7 @@ fn what_the_kernel_refuses_it_refuses_without_an_agent() -> anyhow::Result<()> {
             (&near_stranger, &scene.strict, "ECONNREFUSED"),
             (&far_stranger, &scene.strict, "ECONNREFUSED"),
         ] {
-            scene.becomes(pod, server, outcome)?;
+            becomes(pod, server, outcome)?;
         }
         Ok(())
     };
@@ -299,15 +289,15 @@ fn a_pod_that_comes_while_the_agent_is_stopped_gets_in_nowhere_that_is_guarded()
     scene.mesh.cluster.manifests().put("late", &[policy])?;
     let server = Server { process: peer::tcp_echo(&late, "late", 8080)?, pod: late };
     // No program knows whose it is, so it goes as it is: what takes only mutual TLS refuses it.
-    scene.becomes(&server.pod, &scene.strict, "ECONNREFUSED")?;
-    scene.becomes(&server.pod, &scene.open, "open")?;
+    becomes(&server.pod, &scene.strict, "ECONNREFUSED")?;
+    becomes(&server.pod, &scene.open, "open")?;
     // Known to nobody, it is guarded by nobody on its own node; this connection is from before the guard.
     let stranger = scene.mesh.nodes[1].pod("another-stranger")?;
     let (mut early, held) = peer::hold(&stranger, &server.pod.address(8080), 1)?;
     ensure!(held.alive == 1, "{held:?}");
     scene.mesh.agents[0] = scene.mesh.nodes[0].agent()?;
     scene.mesh.wait_until_carried(0, &server.pod, &scene.strict.pod.address(8080))?;
-    scene.becomes(&stranger, &server, "ECONNREFUSED")?;
+    becomes(&stranger, &server, "ECONNREFUSED")?;
     until("what policy does not permit has ended", Duration::from_secs(10), || {
         let held = early.ask()?;
         ensure!(held.alive == 0, "{held:?}");
@@ -326,12 +316,12 @@ fn a_workload_that_left_the_mesh_while_no_agent_ran_is_guarded_no_more() -> anyh
     let (stays, leaves) = (servers.remove(1), servers.remove(0));
     let stranger = scene.mesh.nodes[1].pod("stranger-to-both")?;
     for server in [&leaves, &stays] {
-        scene.becomes(&stranger, server, "ECONNREFUSED")?;
+        becomes(&stranger, server, "ECONNREFUSED")?;
     }
     scene.mesh.agents[0].process().stop()?;
     manifests().remove("pod-leaves")?;
     manifests().put("both", &[strict("stays")])?;
-    scene.becomes(&stranger, &leaves, "ECONNREFUSED")?;
+    becomes(&stranger, &leaves, "ECONNREFUSED")?;
     // Nor does the next agent know from before whose namespace it was.
     std::fs::remove_dir_all(scene.mesh.nodes[0].state_dir())?;
     scene.mesh.agents[0] = scene.mesh.nodes[0].agent()?;
@@ -344,5 +334,5 @@ fn a_workload_that_left_the_mesh_while_no_agent_ran_is_guarded_no_more() -> anyh
         ensure!(seen.of("leaves") == 20, "{:?}", seen.failed);
         Ok(())
     })?;
-    scene.becomes(&stranger, &stays, "ECONNREFUSED")
+    becomes(&stranger, &stays, "ECONNREFUSED")
 }
