@@ -389,7 +389,8 @@ async fn whose_issuer_is_revoked_is_revoked_and_what_cannot_be_read_stands_for_n
     let issuer = pair.server_held.current(&server()).unwrap();
     let [first, second] = [&leaf, &issuer].map(|one| one.certified.cert[0].clone());
     let standing = |chain: &[_]| verifier.standing(chain);
-    let (alone, both) = (standing(&[first.clone()]).unwrap(), standing(&[first.clone(), second]).unwrap());
+    let (alone, both) =
+        (standing(std::slice::from_ref(&first)).unwrap(), standing(&[first.clone(), second]).unwrap());
     std::fs::write(&file, pair.authority.revoke(&[&issuer])).unwrap();
     assert_eq!(lists.look(), Some(Ok(())));
     assert!(both.is_revoked() && !alone.is_revoked());
