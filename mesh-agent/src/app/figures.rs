@@ -65,6 +65,11 @@ pub(super) fn of_proxies(figures: &Figures) -> Proxy {
         listen_failures: figures.listen_failures.load(Relaxed),
         namespace_failures: figures.namespace_failures.load(Relaxed),
         unshown_clients: figures.unshown_clients.load(Relaxed),
+        busy_polls: vec![
+            ("found", figures.looks.found.load(Relaxed)),
+            ("in-vain", figures.looks.in_vain.load(Relaxed)),
+        ],
+        busy_poll_seconds: figures.looks.nanoseconds.load(Relaxed) as f64 / 1e9,
     }
 }
 

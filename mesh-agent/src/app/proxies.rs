@@ -81,8 +81,8 @@ impl Proxies {
         };
         let untold = Untold::default();
         let missed = Arc::clone(&untold);
-        let threads =
-            Threads::start(config.proxy.threads).context("starting the threads of the node proxy")?;
+        let threads = Threads::start(config.proxy.threads, config.proxy.busy_poll)
+            .context("starting the threads of the node proxy")?;
         let pods = Pods::new(Parts {
             cgroups: config.datapath.cgroup_root.clone(),
             kernel: Arc::new(kernel),

@@ -21,6 +21,10 @@ pub struct Proxy {
     pub namespace_failures: u64,
     /// Times that an application could not be shown its real client.
     pub unshown_clients: u64,
+    /// Looks for the next event before sleeping, by outcome.
+    pub busy_polls: Vec<(&'static str, u64)>,
+    /// Time of these looks, in seconds.
+    pub busy_poll_seconds: f64,
 }
 
 /// Of one side.
@@ -135,6 +139,17 @@ pub(super) fn proxy(families: &mut Families, proxy: &Proxy) {
     for (why, count) in &proxy.no_routes {
         routes.add([("reason", *why)], *count as f64);
     }
+    let polls = families.family(
+        "mesh_agent_proxy_busy_polls_total",
+        "Times that a thread looked for the next event before it slept.",
+        Kind::Counter,
+    );
+    for (outcome, count) in &proxy.busy_polls {
+        polls.add([("outcome", *outcome)], *count as f64);
+    }
+    let spent = "Time that threads spent with looking for the next event.";
+    let spent = families.family("mesh_agent_proxy_busy_poll_seconds_total", spent, Kind::Counter);
+    spent.add([], proxy.busy_poll_seconds);
 }
 
 #[cfg(test)]
@@ -156,6 +171,8 @@ mod tests {
             pods: vec![("ready", 5)],
             no_routes: vec![("unknown-destination", 6)],
             idle_tunnels: 7,
+            busy_polls: vec![("found", 8)],
+            busy_poll_seconds: 0.5,
             ..Proxy::default()
         };
         proxy(&mut families, &figures);
@@ -167,6 +184,8 @@ mod tests {
             r#"mesh_agent_proxy_pods{state="ready"} 5"#,
             r#"mesh_agent_proxy_no_route_total{reason="unknown-destination"} 6"#,
             "mesh_agent_proxy_idle_tunnels 7",
+            r#"mesh_agent_proxy_busy_polls_total{outcome="found"} 8"#,
+            "mesh_agent_proxy_busy_poll_seconds_total 0.5",
         ] {
             let found = text.lines().any(|found| {
                 let sorted = |line: &str| {

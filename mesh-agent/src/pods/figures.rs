@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::proxy::busy_poll::Looks;
 use crate::proxy::host::Outcome;
 use crate::proxy::inbound::Inbound;
 use crate::proxy::limits::{Allowance, Counts};
@@ -90,6 +91,8 @@ pub struct Figures {
     pub namespace_failures: AtomicU64,
     /// Times that the real client could not be shown to an application, which then saw the proxy's address.
     pub unshown_clients: AtomicU64,
+    /// What its threads did before they slept.
+    pub looks: Arc<Looks>,
     pods: Mutex<BTreeMap<Arc<str>, Pod>>,
 }
 
@@ -162,6 +165,11 @@ pub struct PodReport {
 }
 
 impl Figures {
+    /// Nothing yet, by threads that count in `looks`.
+    pub fn of(looks: Arc<Looks>) -> Self {
+        Self { looks, ..Self::default() }
+    }
+
     pub(super) fn no_route(&self, why: NoRoute) {
         self.no_route[why as usize].fetch_add(1, Relaxed);
     }

@@ -143,6 +143,7 @@ impl Pods {
             threads,
             events,
         } = parts;
+        let figures = Arc::new(Figures::of(threads.looks()));
         let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
         let shared = Arc::new(Shared {
             kernel,
@@ -157,7 +158,7 @@ impl Pods {
             places: Places::new(cgroups)?,
             sweeper: Sweeper::default(),
             guards: Guards::default(),
-            figures: Arc::default(),
+            figures,
             complained: AtomicBool::new(false),
         });
         let phase = watch::Sender::new(Phase::Serving);

@@ -178,7 +178,7 @@ impl Node {
             protocols: vec![Protocol::Stream, Protocol::H2],
             limits,
             denied: Arc::new(move |denial| tell.lock().unwrap().push(denial)),
-            threads: Threads::start(2).unwrap(),
+            threads: Threads::start(2, std::time::Duration::ZERO).unwrap(),
             events,
         };
         let pods = Pods::new(parts).unwrap();

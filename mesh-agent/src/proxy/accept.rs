@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::busy_poll;
 use super::drain::{Drain, Phase};
 use super::limits::{Allowance, count};
 use super::relay::reset_on_drop;
@@ -45,6 +46,7 @@ pub(super) async fn serve<F>(
         };
         match accepted {
             Ok((tcp, peer)) => {
+                busy_poll::came(&listener, 0);
                 let Some(permit) = allowance.connection() else {
                     reset_on_drop(&tcp);
                     continue;

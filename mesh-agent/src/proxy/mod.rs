@@ -3,6 +3,7 @@
 //! An application's connection ([`outbound`]) is put on a tunnel to the workload's node ([`pool`], [`tunnel`], [`hbone`]), where it
 //! becomes a connection to the application ([`inbound`]). What the kernel, the mesh and policy know comes through [`host`].
 
+pub mod busy_poll;
 pub mod drain;
 pub mod hbone;
 pub mod host;

@@ -5,11 +5,13 @@ use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use super::busy_poll::{self, Looks};
 use super::relay;
 
 /// A connection goes to another thread than that of its listener when this has so many more than that.
@@ -32,6 +34,7 @@ pub struct Threads(Arc<Inner>);
 struct Inner {
     threads: Vec<Thread>,
     next_home: AtomicUsize,
+    looks: Arc<Looks>,
 }
 
 #[derive(Debug)]
@@ -44,17 +47,24 @@ struct Thread {
 }
 
 impl Threads {
-    /// Starts so many.
-    pub fn start(count: usize) -> io::Result<Self> {
+    /// Starts so many. Each looks for the next event for up to `busy_poll` before it sleeps.
+    pub fn start(count: usize, busy_poll: Duration) -> io::Result<Self> {
+        let looks = Arc::<Looks>::default();
+        let start = |number| start(number, busy_poll, &looks);
         let threads = (0..count.max(1)).map(start).collect::<io::Result<_>>()?;
-        Ok(Self(Arc::new(Inner { threads, next_home: AtomicUsize::new(0) })))
+        Ok(Self(Arc::new(Inner { threads, next_home: AtomicUsize::new(0), looks })))
     }
 
     /// None of their own: the runtime that this is called in carries everything.
     #[cfg(test)]
     pub fn here() -> Self {
         let thread = Thread { handle: Handle::current(), connections: AtomicUsize::new(0), _stop: None };
-        Self(Arc::new(Inner { threads: vec![thread], next_home: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner { threads: vec![thread], next_home: AtomicUsize::new(0), looks: Arc::default() }))
+    }
+
+    /// What looking for the next event was good for.
+    pub fn looks(&self) -> Arc<Looks> {
+        Arc::clone(&self.0.looks)
     }
 
     /// Where the listeners of another pod are to be: on each thread in turn.
@@ -85,10 +95,12 @@ impl Threads {
     }
 }
 
-fn start(number: usize) -> io::Result<Thread> {
+fn start(number: usize, busy_poll: Duration, looks: &Arc<Looks>) -> io::Result<Thread> {
     let (stop, stopped) = oneshot::channel();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
+    handle.spawn(busy_poll::look(busy_poll, Arc::clone(looks)));
+    handle.spawn(busy_poll::keep_timer_near());
     std::thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
         OWN.set(number);
         // Nothing is ever sent: it ends when the other end is dropped.
@@ -153,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_stay_with_their_listener_until_another_thread_has_much_less() {
-        let threads = Threads::start(2).unwrap();
+        let threads = Threads::start(2, Duration::ZERO).unwrap();
         let home = threads.home().clone();
         let placed = home
             .spawn(async move {
@@ -170,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn listeners_go_to_each_thread_in_turn() {
-        let threads = Threads::start(2).unwrap();
+        let threads = Threads::start(2, Duration::ZERO).unwrap();
         let mut numbers = Vec::new();
         for _ in 0..4 {
             numbers.push(threads.home().clone().spawn(async { own() }).await.unwrap());

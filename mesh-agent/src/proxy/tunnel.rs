@@ -8,6 +8,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::busy_poll;
 use super::early::Early;
 use super::stream::{Malformed, Message, Order, OutOfOrder, Reason, Request};
 use super::tls::{Event, Tls, TlsError};
@@ -69,7 +70,7 @@ pub(super) async fn receive(tls: &mut Tls) -> Result<Option<Vec<u8>>, TunnelErro
         match tls.tcp.try_read_buf(&mut tls.received) {
             Ok(0) if tls.received.is_empty() => return Ok(None),
             Ok(0) => return Err(io::Error::from(ErrorKind::UnexpectedEof).into()),
-            Ok(_) => {}
+            Ok(read) => busy_poll::came(&tls.tcp, read),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 // Idle connections hold no buffer.
                 tls.received.shrink_to_fit();

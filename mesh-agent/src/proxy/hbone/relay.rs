@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
+use crate::proxy::busy_poll;
 use crate::proxy::relay::{self, Cut, Moved, failed, reset_on_drop};
 
 /// Read at a time, at first and when there is much.
@@ -96,6 +97,7 @@ async fn up(application: &TcpStream, send: &mut SendStream<Bytes>, sent: &Atomic
                 return send.send_data(Bytes::new(), true).map_err(tunnel);
             }
             Ok(read) => {
+                busy_poll::came(application, read);
                 send.send_data(buffer.freeze(), false).map_err(tunnel)?;
                 sent.fetch_add(read as u64, Relaxed);
                 size = if read == room { LARGE } else { SMALL };

@@ -9,6 +9,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::proxy::busy_poll;
+
 /// Reads what is there; none when nothing is.
 pub(super) fn read(tcp: &TcpStream, into: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
     let room: usize = into.iter().map(|slice| slice.len()).sum();
@@ -23,7 +25,10 @@ pub(super) fn read(tcp: &TcpStream, into: &mut [IoSliceMut<'_>]) -> io::Result<O
         Ok(read)
     });
     match (read, short) {
-        (_, Some(read)) | (Ok(read), None) => Ok(Some(read)),
+        (_, Some(read)) | (Ok(read), None) => {
+            busy_poll::came(tcp, read);
+            Ok(Some(read))
+        }
         (Err(error), None) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         (Err(error), None) if error.kind() == ErrorKind::Interrupted => Ok(None),
         (Err(error), None) => Err(error),

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::connection::Tls;
 use super::record::{HEADER, MAX_PLAINTEXT, OVERHEAD};
 use super::session::{Event, TlsError};
+use crate::proxy::busy_poll;
 
 /// Records taken in one read, and sealed for one write.
 const RECORDS: usize = 4;
@@ -105,7 +106,10 @@ impl TlsIo {
             match tcp.try_read_buf(received) {
                 // Without an alert before: somebody may have cut it.
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Ok(_) => return Poll::Ready(Ok(())),
+                Ok(read) => {
+                    busy_poll::came(tcp, read);
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // Idle connections hold no buffer.
                     received.shrink_to_fit();
