@@ -29,6 +29,7 @@ const DATA: u8 = 0;
 const REQUEST: u8 = 1;
 const ACCEPTED: u8 = 2;
 const END: u8 = 4;
+const DRAIN: u8 = 6;
 
 /// One end of a tunnel.
 #[derive(Debug)]
@@ -269,9 +270,10 @@ impl Shared {
                         tunnel.say(&[&[DATA], format!("{} [::]:0\n", self.name).as_bytes()].concat())?;
                     }
                 }
-                // One stream, so that the next one meets the certificate of then.
+                // One stream, so that the next one meets the certificate of then; a request that crosses this knows that it was not taken.
                 [END] => {
                     tunnel.say(&[END])?;
+                    tunnel.say(&[DRAIN])?;
                     break;
                 }
                 other => anyhow::bail!("{other:?}"),

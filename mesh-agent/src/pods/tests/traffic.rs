@@ -63,8 +63,8 @@ async fn what_is_not_meshed_is_reached_as_it_is_and_what_is_unknown_not_at_all()
     let (mut far, peer) = timeout(LONG, listener.accept()).await.unwrap().unwrap();
     assert_eq!(peer.ip(), world.client_pod.addresses[0]);
     passes(&mut near, &mut far, b"hello").await;
-    let mut unknown = world.connect(Original::to("10.99.0.78:8080".parse().unwrap())).await.unwrap();
-    is_reset(&mut unknown).await;
+    let unknown = "10.99.0.78:8080".parse().unwrap();
+    is_reset_at_once(world.connect(Original::to(unknown)).await).await;
     // The one that was there goes: after the grace time, so do its connections.
     world.client.apply(removal(&["c//Pod/shop/plain"]));
     sleep(GRACE).await;
@@ -75,8 +75,8 @@ async fn what_is_not_meshed_is_reached_as_it_is_and_what_is_unknown_not_at_all()
 #[tokio::test]
 async fn a_refusal_by_the_application_is_a_reset() {
     let Some(world) = World::new().await else { return };
-    let mut near = world.connect(Original::to(world.server_pod.at(false, 9))).await.unwrap();
-    is_reset(&mut near).await;
+    let nobody = Original::to(world.server_pod.at(false, 9));
+    is_reset_at_once(world.connect(nobody).await).await;
     until("it is counted", || world.client.outcome(|all| &all.outbound, "upstream") == 1).await;
     assert_eq!(world.server.outcome(|all| &all.inbound, "upstream"), 1);
     assert!(world.server.kernel.clients.lock().unwrap().is_empty());
@@ -91,8 +91,8 @@ async fn policy_is_asked_at_both_ends_and_again_when_it_changes() {
         refuses.judge.set(vec![client()]);
         is_reset(&mut near).await;
         is_reset(&mut far).await;
-        let mut late = world.connect(Original::to(world.server_pod.at(false, 8080))).await.unwrap();
-        is_reset(&mut late).await;
+        let late = Original::to(world.server_pod.at(false, 8080));
+        is_reset_at_once(world.connect(late).await).await;
         let denials = std::mem::take(&mut *refuses.denials.lock().unwrap());
         assert_eq!(denials.len(), 2);
         for denial in denials {
