@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::owner::Owner;
 use self::proxies::Proxies;
@@ -251,7 +251,12 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
             let refused = owner.apply(delta, &rejected, synced, Instant::now());
             if owner.source != before {
                 // The first answer is through: its messages were as large as what is kept of them.
-                drop(tokio::task::spawn_blocking(memory::give_back));
+                drop(tokio::task::spawn_blocking(|| {
+                    memory::give_back();
+                    if let Err(error) = memory::forget_start() {
+                        debug!(%error, "the pages that were needed to start are kept");
+                    }
+                }));
             }
             let _gone = applied.send(refused);
         }
