@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 50)]
     pods: usize,
     /// mtls: only these, beside `direct`; ratios that lack one are left out.
-    #[arg(long, value_name = "LANE", value_delimiter = ',', default_value = "stream,hbone,nginx")]
+    #[arg(long, value_name = "LANE", value_delimiter = ',', default_value = "stream,hbone,nginx,plain")]
     lanes: Vec<mtls::Kind>,
     /// mtls: only these figures.
     #[arg(

@@ -1,4 +1,5 @@
-//! The table of mutual TLS between two nodes: direct, this mesh by its own protocol and by HBONE, and a pair of nginx, in one run.
+//! The table of mutual TLS between two nodes: direct, this mesh by its own protocol and by HBONE, and a pair of nginx, in one run. Of
+//! connections that are made and closed also a pair of nginx without TLS.
 //!
 //! A client pod on one node, a server pod on another. What carries the connection has a cgroup of its own on either node, whose
 //! processor time and memory are counted; those of client and server are counted with all else.
@@ -28,6 +29,8 @@ pub(crate) enum Kind {
     Hbone,
     /// nginx at both ends, TLS 1.3, both verified.
     Nginx,
+    /// nginx at both ends, which only copies: what two proxies cost a connection that is made and closed, whoever they are.
+    Plain,
 }
 
 /// What is measured.
@@ -50,13 +53,14 @@ impl Kind {
             Self::Stream => "mesh",
             Self::Hbone => "mesh by HBONE",
             Self::Nginx => "nginx",
+            Self::Plain => "nginx without TLS",
         }
     }
 
     fn is_mesh(self) -> bool {
         match self {
             Self::Stream | Self::Hbone => true,
-            Self::Direct | Self::Nginx => false,
+            Self::Direct | Self::Nginx | Self::Plain => false,
         }
     }
 }
@@ -66,7 +70,8 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
     let others =
         [Kind::Stream, Kind::Hbone, Kind::Nginx].into_iter().filter(|kind| args.lanes.contains(kind));
     let kinds: Vec<Kind> = [Kind::Direct].into_iter().chain(others).collect();
-    build(&kinds)?;
+    let plain = args.lanes.contains(&Kind::Plain).then_some(Kind::Plain);
+    build(&kinds, plain)?;
     let start = |kind: &Kind| timed(&format!("lane: {}", kind.name()), || Lane::start(*kind));
     let wanted = |part: Part| args.parts.contains(&part);
     // Memory first: afterwards what was needed at the busiest time is kept for the next.
@@ -81,7 +86,7 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
             timed("memory of an idle agent", || memory::idle_agent(args, report))?;
         }
     }
-    let lanes = kinds.iter().map(start).collect::<Result<Vec<Lane>>>()?;
+    let mut lanes = kinds.iter().map(start).collect::<Result<Vec<Lane>>>()?;
     if wanted(Part::Throughput) {
         timed("throughput, one connection", || traffic::throughput(args, &lanes, 1, report))?;
         timed("throughput, eight connections", || traffic::throughput(args, &lanes, 8, report))?;
@@ -90,14 +95,15 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
         timed("round trips", || traffic::round_trips(args, &lanes, report))?;
     }
     if wanted(Part::Connects) {
+        lanes.extend(plain.iter().map(start).collect::<Result<Vec<Lane>>>()?);
         timed("connect, request, response, close", || traffic::connections(args, &lanes, report))?;
     }
     Ok(())
 }
 
-fn build(kinds: &[Kind]) -> Result<()> {
+fn build(kinds: &[Kind], plain: Option<Kind>) -> Result<()> {
     debian::ensure(&["iproute2"], "the bench")?;
-    if kinds.contains(&Kind::Nginx) {
+    if kinds.contains(&Kind::Nginx) || plain.is_some() {
         debian::ensure(nginx::PACKAGES, "the peer of the bench")?;
     }
     let mut build = cargo();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use mesh_harness::peer;
 use mesh_harness::report::Stream;
 
@@ -46,7 +46,8 @@ pub(super) fn connections(args: &Args, lanes: &Lanes<'_>, report: &mut Report) -
         for (turn, _) in all.iter().enumerate() {
             // Every round begins with another lane.
             let i = (turn + round) % all.len();
-            let one = measure(all[i].1, Duration::from_secs_f64(args.seconds))?;
+            let (name, lane) = &all[i];
+            let one = measure(lane, Duration::from_secs_f64(args.seconds)).with_context(|| name.clone())?;
             if round > 0 {
                 rates[i].per_second.push(one.0);
                 rates[i].cpu_us.push(one.1);

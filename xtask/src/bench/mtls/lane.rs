@@ -57,8 +57,9 @@ impl Lane {
             peer::tcp_echo(&server, "server", IDLE_PORT)?,
         ];
         let proxies = match kind {
-            Kind::Nginx => {
-                nginx::start(&cluster.dir(), &client, &server, [&nodes[0], &nodes[1]].map(proxy_of))?
+            Kind::Nginx | Kind::Plain => {
+                let cgroups = [&nodes[0], &nodes[1]].map(proxy_of);
+                nginx::start(&cluster.dir(), [&client, &server], cgroups, kind == Kind::Nginx)?
             }
             Kind::Direct | Kind::Stream | Kind::Hbone => Vec::new(),
         };
@@ -81,7 +82,7 @@ impl Lane {
     pub(super) fn to(&self, port: u16) -> SocketAddr {
         match self.kind {
             Kind::Direct | Kind::Stream | Kind::Hbone => self.server.address(port),
-            Kind::Nginx => SocketAddr::from(([127, 0, 0, 1], port)),
+            Kind::Nginx | Kind::Plain => SocketAddr::from(([127, 0, 0, 1], port)),
         }
     }
 

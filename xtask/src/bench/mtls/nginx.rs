@@ -19,14 +19,21 @@ pub(super) const PACKAGES: &[&str] = &["nginx", "libnginx-mod-stream", "openssl"
 const TLS: u16 = 10_000;
 const NAMES: [&str; 2] = ["client", "server"];
 
-/// Starts both in the pods' networks and in these cgroups.
-pub(super) fn start(dir: &Path, client: &Pod, server: &Pod, cgroups: [PathBuf; 2]) -> Result<Vec<Process>> {
-    certificates(dir)?;
-    let pods = [client, server];
+/// Starts both in the networks of client and server and in these cgroups, with TLS between them or without.
+pub(super) fn start(
+    dir: &Path,
+    pods: [&Pod; 2],
+    cgroups: [PathBuf; 2],
+    secured: bool,
+) -> Result<Vec<Process>> {
+    if secured {
+        certificates(dir)?;
+    }
+    let [_client, server] = pods;
     let mut running = Vec::new();
     for ((name, pod), cgroup) in NAMES.iter().zip(pods).zip(&cgroups) {
         let config = dir.join(format!("nginx-{name}.conf"));
-        fs::write(&config, configuration(dir, name, server))?;
+        fs::write(&config, configuration(dir, name, server, secured))?;
         let mut command = Command::new("/usr/sbin/nginx");
         command.arg("-p").arg(dir).arg("-c").arg(&config).args(["-e", "stderr"]);
         running.push(pod.run_beside(command, cgroup)?);
@@ -47,24 +54,17 @@ pub(super) fn start(dir: &Path, client: &Pod, server: &Pod, cgroups: [PathBuf; 2
 }
 
 /// The same ciphers, key sizes and half-closing as the mesh; everything else as nginx has it.
-fn configuration(dir: &Path, name: &str, server: &Pod) -> String {
-    let dir = dir.display();
+fn configuration(dir: &Path, name: &str, server: &Pod, secured: bool) -> String {
+    let ssl = if secured { " ssl" } else { "" };
     let ports = [PORT, IDLE_PORT].map(|port| {
-        let tls = server.address(port + TLS);
+        let between = server.address(port + TLS);
         match name {
-            "client" => format!("server {{ listen 127.0.0.1:{port}; proxy_pass {tls}; }}"),
-            _ => format!("server {{ listen {tls} ssl; proxy_pass 127.0.0.1:{port}; }}"),
+            "client" => format!("server {{ listen 127.0.0.1:{port}; proxy_pass {between}; }}"),
+            _ => format!("server {{ listen {between}{ssl}; proxy_pass 127.0.0.1:{port}; }}"),
         }
     });
-    let role = if name == "client" { "proxy_ssl" } else { "ssl" };
-    let verify = if name == "client" {
-        format!(
-            "proxy_ssl on; proxy_ssl_verify on; proxy_ssl_name server; \
-             proxy_ssl_trusted_certificate {dir}/nginx-ca.pem;"
-        )
-    } else {
-        format!("ssl_verify_client on; ssl_client_certificate {dir}/nginx-ca.pem;")
-    };
+    let tls = if secured { tls(dir, name) } else { String::new() };
+    let dir = dir.display();
     format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
          daemon off; user root; worker_processes auto; worker_rlimit_nofile 65536;\n\
@@ -72,10 +72,23 @@ fn configuration(dir: &Path, name: &str, server: &Pod) -> String {
          events {{ worker_connections 16384; }}\n\
          stream {{\n\
          proxy_half_close on; proxy_timeout 1h;\n\
-         {role}_protocols TLSv1.3; {role}_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n\
-         {role}_certificate {dir}/nginx-{name}.pem; {role}_certificate_key {dir}/nginx-{name}.key;\n\
-         {verify}\n{}\n}}\n",
+         {tls}\n{}\n}}\n",
         ports.join("\n")
+    )
+}
+
+fn tls(dir: &Path, name: &str) -> String {
+    let dir = dir.display();
+    let (role, verify) = if name == "client" {
+        let trusted = format!("proxy_ssl_trusted_certificate {dir}/nginx-ca.pem;");
+        ("proxy_ssl", format!("proxy_ssl on; proxy_ssl_verify on; proxy_ssl_name server; {trusted}"))
+    } else {
+        ("ssl", format!("ssl_verify_client on; ssl_client_certificate {dir}/nginx-ca.pem;"))
+    };
+    format!(
+        "{role}_protocols TLSv1.3; {role}_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n\
+         {role}_certificate {dir}/nginx-{name}.pem; {role}_certificate_key {dir}/nginx-{name}.key;\n\
+         {verify}"
     )
 }
 

@@ -56,12 +56,13 @@ impl<const N: usize> Rounds<N> {
         }
     }
 
-    /// A figure of the mesh, by either protocol, as a part of another lane's; in each round. Only our own protocol has a target.
+    /// A figure of the mesh, by either protocol, and of proxies that only copy, as a part of another lane's; in each round. Only our own
+    /// protocol has a target.
     fn compare(&self, report: &mut Report, figure: usize, what: &str, with: Kind, target: Target) {
         let Some(other) = self.of(with) else { return };
-        for kind in [Kind::Stream, Kind::Hbone] {
-            let Some(mesh) = self.of(kind) else { continue };
-            let ratios: Vec<f64> = mesh[figure].iter().zip(&other[figure]).map(|(of, to)| of / to).collect();
+        for kind in [Kind::Stream, Kind::Hbone, Kind::Plain] {
+            let Some(seen) = self.of(kind).filter(|_| kind != with) else { continue };
+            let ratios: Vec<f64> = seen[figure].iter().zip(&other[figure]).map(|(of, to)| of / to).collect();
             let target = if kind == Kind::Stream { target } else { Target::None };
             report.add(format!("{what}, {} / {}", kind.name(), with.name()), &ratios, "×", target);
         }
@@ -138,6 +139,7 @@ pub(super) fn connections(args: &Args, lanes: &[Lane], report: &mut Report) -> R
     seen.show(report, 0, "connections", "1/s");
     seen.compare(report, 0, "connections", Kind::Direct, Target::AtLeast(0.5));
     seen.compare(report, 0, "connections", Kind::Nginx, Target::None);
+    seen.compare(report, 0, "connections", Kind::Plain, Target::None);
     seen.show(report, 3, "connections: p99", "µs");
     seen.show(report, 1, "connections: CPU of both proxies", "s/1000");
     seen.compare(report, 1, "connections: CPU of both proxies", Kind::Nginx, Target::AtMost(0.6));
