@@ -1,7 +1,7 @@
 //! HBONE with a node proxy that is not ours, in both directions: `tests/harness/hbone-peer` speaks it as Istio's ztunnel does, and has
 //! its certificates from the control plane as any node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -305,6 +305,7 @@ fn what_a_foreign_server_is_asked_is_as_it_knows_it() -> anyhow::Result<()> {
     let mut scene = Outbound::one(&json!({}))?;
     let pod = &scene.servers[0].pod;
     let vip6 = SocketAddr::new(web().addresses[1], 80);
+    let mut traces = BTreeSet::new();
     for (to, authority, host) in [
         (scene.vip, pod.address(8080), ";host=web.default.svc.cluster.local"),
         (vip6, pod.address6(8080), ";host=web.default.svc.cluster.local"),
@@ -322,7 +323,8 @@ fn what_a_foreign_server_is_asked_is_as_it_knows_it() -> anyhow::Result<()> {
         let headers: Vec<(String, String)> = serde_json::from_value(last["headers"].clone())?;
         // CONNECT has these two, and neither scheme nor path (RFC 9113, section 8.5).
         let names: Vec<_> = headers.iter().map(|(name, _)| name.as_str()).collect();
-        ensure!(names == [":method", ":authority", "forwarded", "baggage"], "{headers:?}");
+        let wanted = [":method", ":authority", "forwarded", "traceparent", "baggage"];
+        ensure!(names == wanted, "{headers:?}");
         let value = |name: &str| headers.iter().find(|(of, _)| of == name).map_or("", |(_, value)| value);
         ensure!(value(":method") == "CONNECT", "{headers:?}");
         let own = SocketAddr::new(scene.client.addresses()[usize::from(to.is_ipv6())], 0).to_string();
@@ -330,6 +332,8 @@ fn what_a_foreign_server_is_asked_is_as_it_knows_it() -> anyhow::Result<()> {
         let forwarded = value("forwarded").strip_prefix("for=\"").and_then(|rest| rest.strip_suffix(host));
         let port = forwarded.and_then(|rest| rest.strip_prefix(own)?.strip_suffix('"')?.parse::<u16>().ok());
         ensure!(port.is_some(), "{headers:?}: not {own}, or not {host:?}");
+        let parts: Vec<_> = value("traceparent").split('-').map(str::len).collect();
+        ensure!(parts == [2, 32, 16, 2] && traces.insert(value("traceparent").to_owned()), "{headers:?}");
         for pair in ["k8s.namespace.name=default", "k8s.pod.name=client", "cloud.availability_zone=z1"] {
             ensure!(value("baggage").split(',').any(|told| told == pair), "{headers:?}: no {pair}");
         }
@@ -355,8 +359,8 @@ fn streams_to_a_foreign_server_share_a_tunnel_and_are_exact() -> anyhow::Result<
             ensure!(moved.exact, "{windows}: {moved:?}");
         }
         let tunnels = scene.proxies[0].seen()?;
-        // Those that began while there was none yet have made one each.
-        ensure!(tunnels.len() <= 12, "{windows}: {} tunnels for 100 connections", tunnels.len());
+        // Those that began while there was none yet have waited for the one that the first made.
+        ensure!(tunnels.len() <= 3, "{windows}: {} tunnels for 100 connections", tunnels.len());
         drop(scene.proxies);
         descriptors_return(&scene.mesh, &used)?;
     }
@@ -454,7 +458,8 @@ fn a_foreign_server_that_goes_away_in_order_costs_no_connection() -> anyhow::Res
     let held = holder.ask()?;
     ensure!(held.alive == 3, "an open stream has ended: {held:?}");
     let made = scene.proxies[0].seen()?.len() - before;
-    ensure!(made >= 20, "{made} tunnels after 20 times GOAWAY");
+    // After the last one none need have begun, and one that is made serves all who wait.
+    ensure!((15..=40).contains(&made), "{made} tunnels after 20 times GOAWAY");
     holder.close()?;
     until("old tunnels are closed", PATIENCE, || {
         let tunnels = scene.proxies[0].seen()?;

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::relay::{self, Budget, EarlyRoom};
 
-/// As much goes along with a request; the rest waits for the answer.
+/// As much is said before the answer; the rest waits for it.
 const MOST: usize = 8 << 10;
 
 /// It goes along with the request, which saves the time of an answer, and is kept until that comes: another endpoint may have to
@@ -35,7 +35,7 @@ impl<'a> Early<'a> {
         Self { from: None, said: Vec::new(), room: None, out: false }
     }
 
-    /// What was said so far; once there is something, it stays the same.
+    /// What was said so far.
     pub(super) fn said(&self) -> &[u8] {
         &self.said
     }
@@ -63,31 +63,38 @@ impl<'a> Early<'a> {
     /// Takes what is there, without waiting. An error: the application has gone.
     pub(super) fn look(&mut self) -> io::Result<()> {
         let Some((application, budget)) = self.from else { return Ok(()) };
-        let Some(mut room) = budget.early(MOST) else {
+        let left = MOST - self.said.len();
+        let Some(mut room) = budget.early(left) else {
             self.from = None;
             return Ok(());
         };
         let mut bytes = [0; MOST];
-        let Some(read) = relay::read_now(application, &mut [IoSliceMut::new(&mut bytes)])? else {
+        let Some(read) = relay::read_now(application, &mut [IoSliceMut::new(&mut bytes[..left])])? else {
             return Ok(());
         };
-        // That it has ended its direction is for the relay to see again.
-        self.from = None;
-        self.said = bytes[..read].to_vec();
+        if read == 0 || read == left {
+            // That it has ended its direction is for the relay to see again.
+            self.from = None;
+        }
+        self.said.extend_from_slice(&bytes[..read]);
         room.shrink(read);
-        self.room = Some(room);
+        match &mut self.room {
+            Some(held) => held.join(room),
+            None => self.room = Some(room),
+        }
         Ok(())
     }
 
-    /// Waits until something has been said for the first time. May be dropped and called again.
-    pub(super) async fn begun(&mut self) -> io::Result<()> {
+    /// Waits until more has been said. May be dropped and called again.
+    pub(super) async fn more(&mut self) -> io::Result<()> {
+        let before = self.said.len();
         loop {
             match self.from {
                 Some((application, _)) => application.readable().await?,
                 None => pending().await,
             }
             self.look()?;
-            if !self.said.is_empty() {
+            if self.said.len() > before {
                 return Ok(());
             }
         }

@@ -1,4 +1,5 @@
 //! Connections from other nodes to a workload of this one.
+#![expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -52,19 +53,33 @@ pub async fn serve(inbound: Arc<Inbound>, listener: TcpListener, drain: Drain) {
     .await;
 }
 
-async fn tunnel(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr, drain: Drain, _room: Room) {
-    let tcp = match tcp.here() {
-        Ok(tcp) => tcp,
-        Err(error) => return accept::stranded(&inbound.allowance, &error),
-    };
-    let Some(tls) = Box::pin(handshake(&inbound, tcp, peer)).await else { return };
-    match tls.protocol {
-        Protocol::Stream => streams(&inbound, tls, peer, drain).await,
-        Protocol::H2 => Box::pin(http2(&inbound, *tls, peer, drain)).await,
+fn tunnel(
+    inbound: Arc<Inbound>,
+    tcp: Accepted,
+    peer: SocketAddr,
+    mut drain: Drain,
+    room: Room,
+) -> impl Future<Output = ()> + Send {
+    // In a box: what is needed to begin need not be kept for as long as the tunnel is open.
+    let tls = Box::pin(handshake(Arc::clone(&inbound), tcp, peer));
+    async move {
+        let Some(mut tls) = tls.await else { return };
+        match tls.protocol {
+            Protocol::Stream => streams(&inbound, &mut tls, &peer, &mut drain).await,
+            Protocol::H2 => Box::pin(http2(&inbound, *tls, peer, drain)).await,
+        }
+        drop(room);
     }
 }
 
-async fn handshake(inbound: &Inbound, tcp: TcpStream, peer: SocketAddr) -> Option<Box<Tls>> {
+async fn handshake(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr) -> Option<Box<Tls>> {
+    let tcp = match tcp.here() {
+        Ok(tcp) => tcp,
+        Err(error) => {
+            accept::stranded(&inbound.allowance, &error);
+            return None;
+        }
+    };
     let Some(_room) = inbound.allowance.handshake_with(peer.ip()).await else {
         reset_on_drop(&tcp);
         return None;
@@ -89,30 +104,56 @@ async fn handshake(inbound: &Inbound, tcp: TcpStream, peer: SocketAddr) -> Optio
 }
 
 /// Streams of our own protocol, one after the other.
-async fn streams(inbound: &Inbound, mut tls: Box<Tls>, peer: SocketAddr, mut drain: Drain) {
-    loop {
-        let idle = inbound.allowance.limits.idle_timeout;
-        let next = tokio::select! {
-            biased;
-            () = drain.reached(Phase::Draining) => {
-                return part(&mut tls).await;
+fn streams<'a>(
+    inbound: &'a Inbound,
+    tls: &'a mut Tls,
+    peer: &'a SocketAddr,
+    drain: &'a mut Drain,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        loop {
+            let Some(mut begun) = Box::pin(begun(inbound, tls, peer, drain)).await else { return };
+            if !stream(inbound, tls, &mut begun).await {
+                return;
             }
-            // A little longer than the client keeps it, so that the client is the one to close.
-            next = timeout(idle + idle / 4, tunnel::receive(&mut tls)) => next,
-        };
-        let request = match next {
-            Ok(Ok(Some(bytes))) => request(&bytes),
-            Ok(Ok(None)) => return,
-            Err(_idle) => return part(&mut tls).await,
-            Ok(Err(error)) => Err(error),
-        };
-        match request {
-            Ok(request) => {
-                if !stream(inbound, &mut tls, peer, request).await {
-                    return;
-                }
-            }
-            Err(error) => return Box::pin(malformed(inbound, &mut tls, error)).await,
+        }
+    }
+}
+
+/// The next stream; none: the tunnel has ended.
+async fn begun(inbound: &Inbound, tls: &mut Tls, peer: &SocketAddr, drain: &mut Drain) -> Option<Begun> {
+    match next(inbound, tls, drain).await {
+        Ok(request) => begin(inbound, tls, *peer, request?).await,
+        Err(error) => {
+            malformed(inbound, tls, error).await;
+            None
+        }
+    }
+}
+
+/// The next request; none: the tunnel has ended.
+async fn next(
+    inbound: &Inbound,
+    tls: &mut Tls,
+    drain: &mut Drain,
+) -> Result<Option<Box<Request>>, TunnelError> {
+    let idle = inbound.allowance.limits.idle_timeout;
+    let received = tokio::select! {
+        biased;
+        () = drain.reached(Phase::Draining) => {
+            part(tls).await;
+            return Ok(None);
+        }
+        // A little longer than the client keeps it, so that the client is the one to close.
+        received = timeout(idle + idle / 4, tunnel::receive(tls)) => received,
+    };
+    match received {
+        Ok(Ok(Some(bytes))) => request(&bytes).map(Some),
+        Ok(Ok(None)) => Ok(None),
+        Ok(Err(error)) => Err(error),
+        Err(_idle) => {
+            part(tls).await;
+            Ok(None)
         }
     }
 }
@@ -139,16 +180,19 @@ fn request(bytes: &[u8]) -> Result<Box<Request>, TunnelError> {
 }
 
 /// Whether the tunnel may carry another.
-async fn stream(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<Request>) -> bool {
-    // In a box: what is needed to begin need not be kept for as long as the stream is open.
-    let Some(begun) = Box::pin(begin(inbound, tls, peer, request)).await else { return false };
-    let Begun { wanted, changed, application } = begun;
-    let standing = Some(tls.standing.clone());
-    let relayed = tokio::select! {
-        relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget) => Some(relayed),
-        () = revoked(inbound, &wanted, standing, changed) => None,
-    };
-    finish(inbound, &wanted, &application.tcp, relayed)
+fn stream<'a>(
+    inbound: &'a Inbound,
+    tls: &'a mut Tls,
+    Begun { wanted, changed, application, owed }: &'a mut Begun,
+) -> impl Future<Output = bool> + Send {
+    async move {
+        let standing = tls.standing.clone();
+        let relayed = tokio::select! {
+            relayed = relay::relay(&application.tcp, tls, &inbound.allowance.budget, *owed) => Some(relayed),
+            () = revoked(inbound, wanted, &standing, changed) => None,
+        };
+        finish(inbound, wanted, &application.tcp, relayed)
+    }
 }
 
 /// A stream that was accepted.
@@ -157,6 +201,8 @@ struct Begun {
     /// From before the verdict that let it in.
     changed: watch::Receiver<u64>,
     application: Application,
+    /// ACCEPTED has still to be sent.
+    owed: bool,
 }
 
 async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<Request>) -> Option<Begun> {
@@ -183,11 +229,13 @@ async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<
             return None;
         }
     };
-    if let Err(error) = tunnel::send(tls, &Message::Accepted).await {
+    // An application that has been told something may soon have something to say, with which it can go along.
+    let owed = !tls.received.is_empty();
+    if !owed && let Err(error) = tunnel::send(tls, &Message::Accepted).await {
         inbound.host.finished(&wanted, &Outcome::Cut(Moved::default(), error.to_string()));
         return None;
     }
-    Some(Begun { wanted, changed, application })
+    Some(Begun { wanted, changed, application, owed })
 }
 
 /// Streams of HTTP/2, many at a time.
@@ -237,8 +285,9 @@ async fn http2_stream(
     let Ok(asked) = &incoming.asked else { return drop(incoming.refuse(Reason::BadRequest)) };
     let Some(_room) = inbound.allowance.connection() else { return drop(incoming.refuse(Reason::Limit)) };
     let destination = canonical(asked.destination);
+    debug!(own = %inbound.own, %peer, %destination, traceparent = asked.traceparent, "asked for a stream");
     let wanted = Wanted { source: Some(source), peer, client: asked.client, destination };
-    let changed = inbound.host.changed();
+    let mut changed = inbound.host.changed();
     let local = local.ok_or_else(|| std::io::ErrorKind::NotConnected.into());
     let mut application = match Box::pin(answer(inbound, &wanted, local)).await {
         Ok(application) => application,
@@ -255,7 +304,7 @@ async fn http2_stream(
     };
     let relayed = tokio::select! {
         relayed = hbone::relay(&mut application.tcp, send, receive, Bytes::new()) => Some(relayed),
-        () = revoked(inbound, &wanted, Some(standing), changed) => None,
+        () = revoked(inbound, &wanted, &standing, &mut changed) => None,
     };
     finish(inbound, &wanted, &application.tcp, relayed);
 }
@@ -287,20 +336,21 @@ async fn answer(
 
 /// Waits until policy no longer lets a connection be, or the client's certificate is revoked. `changed` is from before the verdict that let
 /// it in.
-async fn revoked(
-    inbound: &Inbound,
-    wanted: &Wanted,
-    standing: Option<Standing>,
-    mut changed: watch::Receiver<u64>,
-) {
-    while changed.changed().await.is_ok() {
-        let distrusted = standing.as_ref().is_some_and(Standing::is_revoked);
-        if distrusted || inbound.host.permits(wanted).is_err() {
-            return;
+fn revoked<'a>(
+    inbound: &'a Inbound,
+    wanted: &'a Wanted,
+    standing: &'a Standing,
+    changed: &'a mut watch::Receiver<u64>,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        while changed.changed().await.is_ok() {
+            if standing.is_revoked() || inbound.host.permits(wanted).is_err() {
+                return;
+            }
         }
+        // Policy has nobody left to change it.
+        std::future::pending().await
     }
-    // Policy has nobody left to change it.
-    std::future::pending().await
 }
 
 /// Tells how a connection has ended. True: in order.

@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use super::hbone::{Connection, Slot};
 use super::host::Endpoint;
-use super::tls::Tls;
+use super::tls::{Protocol, Tls};
 use super::{threads, tunnel};
 use crate::identity::SpiffeId;
 
@@ -25,6 +26,10 @@ struct Peer {
     /// The longest idle first.
     idle: Vec<Idle>,
     http2: Vec<Connection>,
+    /// What it spoke last.
+    speaks: Option<Protocol>,
+    /// Of who makes a tunnel that others may share.
+    making: Option<watch::Receiver<bool>>,
     /// Tunnels with a stream now, and the most of the recent past.
     used: usize,
     peak: usize,
@@ -50,6 +55,24 @@ pub struct Pool {
     peers: Mutex<HashMap<Key, Peer>>,
     most_idle: usize,
     idle_timeout: Duration,
+}
+
+/// Who makes a tunnel, when several connections find none.
+pub(super) enum Turn {
+    /// The asking one; others wait for it until this is dropped, or do not wait.
+    Own(Option<Making>),
+    /// Another one does: true, once there is room on it.
+    After(watch::Receiver<bool>),
+}
+
+/// Somebody makes a tunnel for others as well. Dropped, they need not wait any more.
+pub(super) struct Making(watch::Sender<bool>);
+
+impl Making {
+    /// It can be shared.
+    pub(super) fn done(self) {
+        self.0.send_replace(true);
+    }
 }
 
 /// A stream's share in a tunnel of HTTP/2.
@@ -79,6 +102,27 @@ impl Pool {
             peer.http2.retain(Connection::is_alive);
             peer.http2.iter().find_map(|connection| Some((connection.clone(), connection.reserve()?)))
         })
+    }
+
+    /// Whose turn it is to make a tunnel. Nobody waits for one of our own protocol, which carries one stream at a time; what a peer speaks
+    /// shows with the first.
+    pub(super) fn turn(&self, endpoint: &Endpoint) -> Turn {
+        self.with(endpoint, |peer| {
+            if peer.speaks == Some(Protocol::Stream) {
+                return Turn::Own(None);
+            }
+            if let Some(making) = peer.making.as_ref().filter(|making| making.has_changed().is_ok()) {
+                return Turn::After(making.clone());
+            }
+            let (made, making) = watch::channel(false);
+            peer.making = Some(making);
+            Turn::Own(Some(Making(made)))
+        })
+    }
+
+    /// What a peer speaks, as the last handshake has shown.
+    pub(super) fn speaks(&self, endpoint: &Endpoint, protocol: Protocol) {
+        self.with(endpoint, |peer| peer.speaks = Some(protocol));
     }
 
     /// A tunnel of HTTP/2 for others to share.

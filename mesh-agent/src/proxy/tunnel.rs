@@ -102,14 +102,16 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
     tls.tcp.write_all(&records).await?;
     early.is_sent();
     drop(records);
+    let mut sent = early.said().len();
     let mut order = Order::Asked;
     loop {
         let bytes = tokio::select! {
             biased;
             received = receive(tls) => received?.ok_or(TunnelError::Closed)?,
-            begun = early.begun() => {
-                begun.map_err(TunnelError::Application)?;
-                send(tls, &Message::Data(early.said())).await?;
+            more = early.more() => {
+                more.map_err(TunnelError::Application)?;
+                send(tls, &Message::Data(&early.said()[sent..])).await?;
+                sent = early.said().len();
                 early.is_sent();
                 continue;
             }

@@ -9,6 +9,7 @@ use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::HeaderValue;
 use tokio::time::{interval_at, timeout};
+use tracing::debug;
 
 use super::headers::{self, Asked};
 use super::server::{CONNECTION_WINDOW, FRAME, HEADERS, STREAM_WINDOW};
@@ -113,13 +114,15 @@ impl Connection {
         self.streams.load(Ordering::Relaxed)
     }
 
-    /// Asks for a stream.
+    /// Asks for a stream. One that belongs to no trace begins its own, by which the peer's logs and ours can be brought together.
     pub async fn open(
         &self,
         asked: &Asked,
         baggage: Option<&HeaderValue>,
     ) -> Result<(SendStream<Bytes>, RecvStream), OpenError> {
-        let request = headers::request(asked, baggage)?;
+        let traceparent = asked.traceparent.clone().or_else(new_trace);
+        debug!(destination = %asked.destination, traceparent, "asks for a stream");
+        let request = headers::request(&Asked { traceparent, ..asked.clone() }, baggage)?;
         let mut requests = self.requests.clone().ready().await?;
         let (response, send) = requests.send_request(request, false)?;
         let response = response.await?;
@@ -128,6 +131,12 @@ impl Connection {
         }
         Ok((send, response.into_body()))
     }
+}
+
+/// None without random numbers: a stream needs no trace.
+fn new_trace() -> Option<Box<str>> {
+    let mut random = [0; 24];
+    aws_lc_rs::rand::fill(&mut random).is_ok().then(|| headers::traceparent(random))
 }
 
 async fn keep_alive(pings: Option<h2::PingPong>) {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
 use crate::proxy::busy_poll;
-use crate::proxy::relay::{self, Cut, Moved, failed, reset_on_drop};
+use crate::proxy::relay::{self, Cut, Moved, failed, readable, reset_on_drop};
 
 /// Read at a time, at first and when there is much.
 const SMALL: usize = 4 << 10;
@@ -74,7 +74,7 @@ async fn up(application: &TcpStream, send: &mut SendStream<Bytes>, sent: &Atomic
     let mut size = SMALL;
     loop {
         tokio::select! {
-            ready = application.readable() => ready.map_err(Cut::Application)?,
+            ready = readable(application) => ready.map_err(Cut::Application)?,
             reset = poll_fn(|cx| send.poll_reset(cx)) => return stopped(reset),
         }
         send.reserve_capacity(size);

@@ -88,6 +88,19 @@ async fn bytes_half_closes_and_headers_pass() {
 }
 
 #[tokio::test]
+async fn a_stream_without_a_trace_begins_its_own() {
+    let (connection, mut incoming) = tunnel(Ok(())).await;
+    let mut traces = Vec::new();
+    for _ in 0..2 {
+        let _stream = connection.open(&Asked { traceparent: None, ..asked() }, None).await.unwrap();
+        traces.push(incoming.recv().await.unwrap().0.traceparent.unwrap());
+    }
+    assert!(traces[0] != traces[1] && traces.iter().all(|trace| trace.len() == 55), "{traces:?}");
+    let bytes = std::array::from_fn(|at| at as u8);
+    assert_eq!(&*headers::traceparent(bytes), "00-000102030405060708090a0b0c0d0e0f-1011121314151617-00");
+}
+
+#[tokio::test]
 async fn refusals_have_their_reason() {
     for reason in [Reason::Policy, Reason::BadRequest, Reason::Upstream, Reason::Timeout] {
         let (connection, _incoming) = tunnel(Err(reason)).await;

@@ -121,6 +121,11 @@ impl EarlyRoom {
         self.budget.early.fetch_sub(spare, Ordering::Relaxed);
         self.bytes -= spare;
     }
+
+    /// With the room of another, which was taken from the same budget.
+    pub(in crate::proxy) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
 }
 
 impl Drop for EarlyRoom {

@@ -13,7 +13,7 @@ pub use buffer::Budget;
 pub(super) use buffer::EarlyRoom;
 pub use plain::relay as plain;
 pub use socket::{end_on_drop, reset_on_drop};
-pub(super) use socket::{failed, read_now};
+pub(super) use socket::{failed, read_now, readable};
 pub use stream::relay;
 
 use super::stream::{Malformed, OutOfOrder};

@@ -52,7 +52,7 @@ async fn copy(from: End<'_>, to: End<'_>, budget: &Arc<Budget>, moved: &AtomicU6
         if rounds.over() {
             yield_now().await;
         }
-        from.readable().await.map_err(from_cut)?;
+        socket::readable(from).await.map_err(from_cut)?;
         let mut buffer = budget.take(size);
         let read = socket::read(from, &mut [IoSliceMut::new(&mut buffer.bytes)]).map_err(from_cut)?;
         let Some(read) = read else { continue };

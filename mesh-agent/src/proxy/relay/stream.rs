@@ -2,15 +2,21 @@
 //!
 //! Application to tunnel: one `readv` into the slots of the records, sealed where they lie, one `write`. Tunnel to application:
 //! one `read` of many records, opened where they lie, one `writev`.
+//!
+//! Most connections are idle most of the time, so what an idle one holds counts: its futures are blocks in functions, since an `async fn`
+//! keeps its arguments twice.
+#![expect(clippy::manual_async_fn, reason = "an async fn is larger")]
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
+use tokio::time::timeout;
 
 use super::buffer::{Budget, Buffer, Pieces, SLOT, Size};
 use super::socket::Room;
@@ -18,6 +24,8 @@ use super::{Cut, Moved, Rounds, socket};
 use crate::proxy::stream::{DATA, MAX_DATA, Malformed, Message, OutOfOrder};
 use crate::proxy::tls::{Event, HEADER, Reader, Tls, Writer};
 
+/// How long ACCEPTED waits for something to go along with.
+const SOON: Duration = Duration::from_millis(1);
 /// Full reads in a row after which a connection gets a large buffer.
 const BUSY: u32 = 2;
 
@@ -49,10 +57,20 @@ struct Common<'a> {
     received: AtomicU64,
 }
 
-/// Moves a stream that has been accepted, until both directions have ended: then `tls` may carry the next one. After any other
+/// Moves a stream that has been accepted, which the client has still to be told if `owed`, until both directions have ended: then `tls` may carry the next one. After any other
 /// end both connections are to be dropped, and are reset by that.
-pub async fn relay(application: &TcpStream, tls: &mut Tls, budget: &Arc<Budget>) -> (Result<(), Cut>, Moved) {
+pub fn relay<'a>(
+    application: &'a TcpStream,
+    tls: &'a mut Tls,
+    budget: &'a Arc<Budget>,
+    owed: bool,
+) -> impl Future<Output = (Result<(), Cut>, Moved)> + Send {
     let Tls { tcp, reader, writer, received, .. } = tls;
+    // What has been said to begin may be all for long.
+    writer.rest();
+    if received.is_empty() {
+        reader.rest();
+    }
     let common = Common {
         application,
         tunnel: tcp,
@@ -63,13 +81,15 @@ pub async fn relay(application: &TcpStream, tls: &mut Tls, budget: &Arc<Budget>)
         sent: AtomicU64::new(0),
         received: AtomicU64::new(0),
     };
-    let outcome = both(&common, reader, received, writer).await;
-    if let Err(cut) = &outcome {
-        socket::reset_on_drop(application);
-        tear_down(&common, writer, cut);
+    async move {
+        let outcome = both(&common, reader, received, (writer, owed)).await;
+        if let Err(cut) = &outcome {
+            socket::reset_on_drop(common.application);
+            tear_down(&common, writer, cut);
+        }
+        let moved = Moved { sent: common.sent.load(Relaxed), received: common.received.load(Relaxed) };
+        (outcome, moved)
     }
-    let moved = Moved { sent: common.sent.into_inner(), received: common.received.into_inner() };
-    (outcome, moved)
 }
 
 /// Tells the peer, if it can be told at once; or else a reset of the connection does.
@@ -89,26 +109,28 @@ fn tear_down(common: &Common<'_>, writer: &mut Writer, cut: &Cut) {
     }
 }
 
-async fn both(
-    common: &Common<'_>,
-    reader: &mut Reader,
-    received: &mut Vec<u8>,
-    writer: &mut Writer,
-) -> Result<(), Cut> {
-    let mut up = pin!(up(common, writer));
-    let mut down = pin!(down(common, reader, received));
-    loop {
-        if common.sent_end.get() && common.received_end.get() {
-            // Before the next poll of `down`: what follows belongs to the next stream.
-            return Ok(());
-        }
-        tokio::select! {
-            biased;
-            done = &mut up, if !common.sent_end.get() => done?,
-            done = &mut down => return done,
-            // Nobody reads the application's connection any more, so nobody else would notice.
-            error = half_closed(common.application), if common.sent_end.get() => {
-                return Err(Cut::Application(error));
+fn both<'a>(
+    common: &'a Common<'_>,
+    reader: &'a mut Reader,
+    received: &'a mut Vec<u8>,
+    (writer, owed): (&'a mut Writer, bool),
+) -> impl Future<Output = Result<(), Cut>> + Send {
+    async move {
+        let mut up = pin!(up(common, writer, owed));
+        let mut down = pin!(down(common, reader, received));
+        loop {
+            if common.sent_end.get() && common.received_end.get() {
+                // Before the next poll of `down`: what follows belongs to the next stream.
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                done = &mut up, if !common.sent_end.get() => done?,
+                done = &mut down => return done,
+                // Nobody reads the application's connection any more, so nobody else would notice.
+                error = half_closed(common.application), if common.sent_end.get() => {
+                    return Err(Cut::Application(error));
+                }
             }
         }
     }
@@ -120,57 +142,100 @@ async fn half_closed(tcp: &TcpStream) -> io::Error {
 }
 
 /// From the application into the tunnel.
-async fn up(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
-    let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
-    loop {
-        if rounds.over() {
-            yield_now().await;
+fn up<'a>(
+    common: &'a Common<'_>,
+    writer: &'a mut Writer,
+    owed: bool,
+) -> impl Future<Output = Result<(), Cut>> + Send {
+    async move {
+        if owed {
+            blocked(answer(common, writer)).await?;
         }
-        common.application.readable().await.map_err(Cut::Application)?;
-        let mut buffer = common.budget.take(pace.size());
-        let read = {
-            let (mut slices, slots) = buffer.data();
-            socket::read(common.application, &mut slices[..slots])
-        };
-        let Some(read) = read.map_err(Cut::Application)? else { continue };
-        if read == 0 {
-            drop(buffer);
-            let record = writer.data(&Message::End.encode())?;
-            blocked(send(common, writer, &record)).await?;
-            common.sent_end.set(true);
-            return Ok(());
-        }
-        pace.moved(read, buffer.size);
-        let mut end = 0;
-        let mut left = read;
-        for slot in buffer.bytes.chunks_mut(SLOT) {
-            let length = left.min(MAX_DATA);
-            slot[HEADER] = DATA;
-            end += writer.seal(slot, length + 1)?;
-            left -= length;
-            if left == 0 {
-                break;
+        let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
+        loop {
+            if rounds.over() {
+                yield_now().await;
             }
-        }
-        let written = write_now(common, &buffer.bytes[..end])?;
-        if written < end {
-            blocked(write(common, &buffer.bytes[written..end])).await?;
-        }
-        let emptied = read < buffer.room();
-        drop(buffer);
-        common.sent.fetch_add(read as u64, Relaxed);
-        // After the data: a key may seal a few records more than its limit says.
-        if let Some(record) = writer.due()? {
-            blocked(write(common, &record)).await?;
-        }
-        if emptied {
-            writer.rest();
+            socket::readable(common.application).await.map_err(Cut::Application)?;
+            let mut buffer = common.budget.take(pace.size());
+            let read = {
+                let (mut slices, slots) = buffer.data();
+                socket::read(common.application, &mut slices[..slots])
+            };
+            let Some(read) = read.map_err(Cut::Application)? else { continue };
+            if read == 0 {
+                drop(buffer);
+                blocked(end(common, writer)).await?;
+                common.sent_end.set(true);
+                return Ok(());
+            }
+            pace.moved(read, buffer.size);
+            let sealed = seal(writer, &mut buffer, read)?;
+            let written = write_now(common, &buffer.bytes[..sealed])?;
+            if written < sealed {
+                blocked(write(common, &buffer.bytes[written..sealed])).await?;
+            }
+            let emptied = read < buffer.room();
+            drop(buffer);
+            common.sent.fetch_add(read as u64, Relaxed);
+            // After the data: a key may seal a few records more than its limit says.
+            if writer.is_due() {
+                blocked(due(common, writer)).await?;
+            }
+            if emptied {
+                writer.rest();
+            }
         }
     }
 }
 
-async fn send(common: &Common<'_>, writer: &mut Writer, record: &[u8]) -> Result<(), Cut> {
-    write(common, record).await?;
+/// Sends ACCEPTED: along with what the application says first, if it does so soon. That wakes the client's node once instead of twice.
+async fn answer(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
+    let mut buffer = common.budget.take(Size::Small);
+    let read = match timeout(SOON, socket::readable(common.application)).await {
+        Ok(ready) => {
+            ready.map_err(Cut::Application)?;
+            let (mut slices, slots) = buffer.data();
+            socket::read(common.application, &mut slices[..slots]).map_err(Cut::Application)?
+        }
+        Err(_elapsed) => None,
+    };
+    let mut records = writer.data(&Message::Accepted.encode())?;
+    // Its end is for those to see who go on.
+    if let Some(read @ 1..) = read {
+        let sealed = seal(writer, &mut buffer, read)?;
+        records.extend_from_slice(&buffer.bytes[..sealed]);
+        common.sent.fetch_add(read as u64, Relaxed);
+    }
+    drop(buffer);
+    write(common, &records).await?;
+    // It may be all for long.
+    writer.rest();
+    Ok(())
+}
+
+/// Makes records of the first bytes in a buffer's slots, one after the other, and says how long they are together.
+fn seal(writer: &mut Writer, buffer: &mut Buffer, read: usize) -> Result<usize, Cut> {
+    let (mut end, mut left) = (0, read);
+    for slot in buffer.bytes.chunks_mut(SLOT) {
+        let length = left.min(MAX_DATA);
+        slot[HEADER] = DATA;
+        end += writer.seal(slot, length + 1)?;
+        left -= length;
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(end)
+}
+
+async fn end(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
+    let record = writer.data(&Message::End.encode())?;
+    write(common, &record).await?;
+    due(common, writer).await
+}
+
+async fn due(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
     match writer.due()? {
         Some(record) => write(common, &record).await,
         None => Ok(()),
@@ -213,55 +278,62 @@ async fn write(common: &Common<'_>, mut bytes: &[u8]) -> Result<(), Cut> {
 /// From the tunnel to the application. Goes on after END until the own direction has ended: a reset may still come.
 ///
 /// Whenever it waits for the tunnel, what it has read and not opened is in `received`, so it may be dropped then.
-async fn down(common: &Common<'_>, reader: &mut Reader, received: &mut Vec<u8>) -> Result<(), Cut> {
-    let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
-    let mut next_wait = if received.is_empty() { Wait::Tunnel } else { Wait::Nothing };
-    loop {
-        match std::mem::replace(&mut next_wait, Wait::Tunnel) {
-            Wait::Tunnel => common.tunnel.readable().await.map_err(Cut::Tunnel)?,
-            Wait::Others => yield_now().await,
-            Wait::Nothing => {}
-        }
-        let mut have = received.len();
-        let mut buffer = common.budget.take_for(have, pace.size());
-        buffer.bytes[..have].copy_from_slice(received);
-        *received = Vec::new();
-        let mut next = 0;
+fn down<'a>(
+    common: &'a Common<'_>,
+    reader: &'a mut Reader,
+    received: &'a mut Vec<u8>,
+) -> impl Future<Output = Result<(), Cut>> + Send {
+    async move {
+        let (mut pace, mut rounds) = (Pace::new(), Rounds::default());
+        let mut next_wait = if received.is_empty() { Wait::Tunnel } else { Wait::Nothing };
         loop {
-            let opened = loop {
-                match open(common, reader, &mut buffer, next, have)? {
-                    Opened::All(used) => break used,
-                    Opened::Blocked(rest) => {
-                        next = rest.next;
-                        let then = rest.then;
-                        blocked(deliver(common, &buffer.bytes, rest.pieces)).await?;
-                        if settle(common, then)? {
-                            break next;
+            match std::mem::replace(&mut next_wait, Wait::Tunnel) {
+                Wait::Tunnel => socket::readable(common.tunnel).await.map_err(Cut::Tunnel)?,
+                Wait::Others => yield_now().await,
+                Wait::Nothing => {}
+            }
+            let mut have = received.len();
+            let mut buffer = common.budget.take_for(have, pace.size());
+            buffer.bytes[..have].copy_from_slice(received);
+            *received = Vec::new();
+            let mut next = 0;
+            loop {
+                let opened = loop {
+                    let opened = open(common, reader, &mut buffer, next, have)?;
+                    match opened {
+                        Opened::All(used) => break used,
+                        Opened::Blocked(rest) => {
+                            next = rest.next;
+                            let then = rest.then;
+                            blocked(deliver(common, &buffer.bytes, rest.pieces)).await?;
+                            if settle(common, then)? {
+                                break next;
+                            }
                         }
                     }
-                }
-            };
-            next = 0;
-            buffer.bytes.copy_within(opened..have, 0);
-            have -= opened;
-            let over = common.received_end.get() && common.sent_end.get();
-            if !over && rounds.over() {
-                *received = buffer.bytes[..have].to_vec();
-                next_wait = Wait::Others;
-                break;
-            }
-            match if over { None } else { fill(common, &mut buffer, have)? } {
-                Some(read) => {
-                    have += read;
-                    pace.moved(read, buffer.size);
-                }
-                None => {
-                    reader.rest();
+                };
+                next = 0;
+                buffer.bytes.copy_within(opened..have, 0);
+                have -= opened;
+                let over = common.received_end.get() && common.sent_end.get();
+                if !over && rounds.over() {
                     *received = buffer.bytes[..have].to_vec();
-                    if over {
-                        return Ok(());
-                    }
+                    next_wait = Wait::Others;
                     break;
+                }
+                match if over { None } else { fill(common, &mut buffer, have)? } {
+                    Some(read) => {
+                        have += read;
+                        pace.moved(read, buffer.size);
+                    }
+                    None => {
+                        reader.rest();
+                        *received = buffer.bytes[..have].to_vec();
+                        if over {
+                            return Ok(());
+                        }
+                        break;
+                    }
                 }
             }
         }

@@ -7,8 +7,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::proxy::stream::Message;
 use crate::proxy::tls::Tls;
 use crate::proxy::tls::fixtures::{Pair, sockets};
+use crate::proxy::tunnel;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -18,7 +20,7 @@ type Relayed = JoinHandle<(Result<(), Cut>, Moved, Option<Tls>)>;
 fn start(application: TcpStream, mut tls: Tls, budget: &Arc<Budget>) -> Relayed {
     let budget = Arc::clone(budget);
     tokio::spawn(async move {
-        let (outcome, moved) = relay(&application, &mut tls, &budget).await;
+        let (outcome, moved) = relay(&application, &mut tls, &budget, false).await;
         let clean = outcome.is_ok();
         (outcome, moved, clean.then_some(tls))
     })
@@ -106,7 +108,7 @@ async fn who_always_has_something_to_move_lets_others_have_their_turn() {
             let (mut tls, peer) = Pair::new().tunnel().await;
             let drained = drain(peer.tcp);
             warm(&tls.tcp).await;
-            one_turn(relay(&near, &mut tls, &budget)).await;
+            one_turn(relay(&near, &mut tls, &budget, false)).await;
             drop(tls);
             drained.join().unwrap() - WARM
         } else {
@@ -118,6 +120,44 @@ async fn who_always_has_something_to_move_lets_others_have_their_turn() {
         };
         assert!(passed > 0 && passed <= most, "{passed} of {said} bytes in one turn");
     }
+}
+
+#[tokio::test]
+async fn the_answer_goes_along_with_what_is_said_soon_and_does_not_wait_for_more() {
+    for says in [&b"hello"[..], b""] {
+        let ((mut server, far), (near, mut peer)) = (sockets().await, Pair::new().tunnel().await);
+        let (mut tls, budget) = (near, Budget::new(0));
+        server.write_all(says).await.unwrap();
+        let relayed = async { relay(&far, &mut tls, &budget, true).await };
+        let told = async {
+            assert_eq!(tunnel::receive(&mut peer).await.unwrap().unwrap(), Message::Accepted.encode());
+            let along = peer.received.len();
+            assert_eq!(along > 0, !says.is_empty(), "{along} bytes came along");
+            server.shutdown().await.unwrap();
+            let mut messages = Vec::new();
+            while messages.last() != Some(&Message::End.encode()) {
+                messages.push(tunnel::receive(&mut peer).await.unwrap().unwrap());
+            }
+            messages
+        };
+        let messages = tokio::select! {
+            messages = timeout(LONG, told) => messages.unwrap(),
+            (outcome, _) = relayed => panic!("{outcome:?}"),
+        };
+        let said: Vec<Vec<u8>> = match says {
+            [] => vec![],
+            says => vec![Message::Data(says).encode()],
+        };
+        assert_eq!(messages, [said, vec![Message::End.encode()]].concat());
+    }
+    // The application has gone before it was told: the client hears that, whatever it waits for.
+    let ((server, far), (near, mut peer)) = (sockets().await, Pair::new().tunnel().await);
+    let (mut tls, budget) = (near, Budget::new(0));
+    reset_on_drop(&server);
+    drop(server);
+    let (outcome, _moved) = relay(&far, &mut tls, &budget, true).await;
+    assert!(matches!(outcome, Err(Cut::Application(_))), "{outcome:?}");
+    assert_eq!(tunnel::receive(&mut peer).await.unwrap().unwrap(), Message::Reset.encode());
 }
 
 #[tokio::test]

@@ -76,6 +76,31 @@ async fn what_is_said_early_goes_along_and_is_said_again_only_if_nobody_has_hear
 }
 
 #[tokio::test]
+async fn what_is_said_before_the_answer_goes_on_and_another_hears_all_of_it() {
+    let mesh = Mesh::new().await;
+    let target = echo().await;
+    let (listener, refusing) = listener().await;
+    let (heard, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let configs = Arc::clone(&mesh.pair.server);
+    tokio::spawn(async move {
+        let (tcp, _peer) = listener.accept().await.unwrap();
+        let mut tls = tls::accept(&configs, &server(), tcp).await.unwrap();
+        for _ in 0..3 {
+            heard.send(tunnel::receive(&mut tls).await.unwrap().unwrap()).unwrap();
+        }
+        tunnel::send(&mut tls, &Message::Refused(Reason::Upstream, "")).await.unwrap();
+    });
+    mesh.route(target, vec![Endpoint { tunnel: refusing, ..mesh.endpoint(target) }, mesh.endpoint(target)]);
+    let mut tcp = mesh.connect(target).await;
+    told.recv().await.unwrap();
+    for word in [&b"hello"[..], b"world"] {
+        tcp.write_all(word).await.unwrap();
+        assert_eq!(told.recv().await.unwrap(), Message::Data(word).encode());
+    }
+    assert_eq!(converse(tcp, b"!").await.unwrap(), b"helloworld!");
+}
+
+#[tokio::test]
 async fn what_is_said_early_takes_no_more_memory_than_its_pod_has() {
     // Room for two of them.
     let mesh = Mesh::with(vec![Protocol::Stream], Limits { buffers: 2 * 8 * (8 << 10), ..limits() }).await;

@@ -115,7 +115,9 @@ impl PeerVerifier {
             Wanted::TrustDomain(wanted) if wanted != found.trust_domain() => {
                 Err(NotTrusted::OtherTrustDomain { wanted: wanted.clone(), found })
             }
-            Wanted::Workload(_) | Wanted::TrustDomain(_) => Ok(found),
+            // The same name, which need not be kept twice.
+            Wanted::Workload(wanted) => Ok(wanted.clone()),
+            Wanted::TrustDomain(_) => Ok(found),
         }
     }
 

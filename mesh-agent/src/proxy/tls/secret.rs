@@ -13,6 +13,8 @@ use super::record::{NONCE, RecordError};
 
 /// Longest key.
 pub(super) const KEY: usize = 32;
+/// Longest secret: as long as a hash.
+const SECRET: usize = 48;
 
 /// A key and its initialization vector.
 pub(super) struct Material {
@@ -21,32 +23,42 @@ pub(super) struct Material {
     pub(super) iv: [u8; NONCE],
 }
 
-/// What the keys of one direction follow from.
+/// What the keys of one direction follow from. As its bytes: what the library makes of them is twice as large, and needed only for
+/// a moment.
 pub(super) struct Secret {
-    secret: Prk,
-    hash: hkdf::Algorithm,
+    bytes: Zeroizing<[u8; SECRET]>,
+    length: u8,
 }
 
 impl Secret {
     /// None: not of a suite that is offered.
     fn new(bytes: &[u8]) -> Option<Self> {
-        let hash = [HKDF_SHA256, HKDF_SHA384].into_iter().find(|hash| hash.len() == bytes.len())?;
-        Some(Self { secret: Prk::new_less_safe(hash, bytes), hash })
+        [HKDF_SHA256, HKDF_SHA384].iter().find(|hash| hash.len() == bytes.len())?;
+        let mut secret = Self { bytes: Zeroizing::new([0; SECRET]), length: bytes.len() as u8 };
+        secret.bytes[..bytes.len()].copy_from_slice(bytes);
+        Some(secret)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+
+    fn hash(&self) -> hkdf::Algorithm {
+        if self.bytes().len() == HKDF_SHA256.len() { HKDF_SHA256 } else { HKDF_SHA384 }
     }
 
     /// The next secret takes the place of this one; its key.
     pub(super) fn update(&mut self) -> Result<Material, RecordError> {
-        let mut next = Zeroizing::new([0; 48]);
-        let next = &mut next[..self.hash.len()];
-        self.expand(b"traffic upd", next)?;
-        self.secret = Prk::new_less_safe(self.hash, next);
+        let mut next = Zeroizing::new([0; SECRET]);
+        self.expand(b"traffic upd", &mut next[..usize::from(self.length)])?;
+        self.bytes = next;
         self.material()
     }
 
     /// The key of this secret.
     pub(super) fn material(&self) -> Result<Material, RecordError> {
         // Each suite of TLS 1.3 with AES-GCM has its own hash.
-        let algorithm = if self.hash == HKDF_SHA256 { &AES_128_GCM } else { &AES_256_GCM };
+        let algorithm = if self.hash() == HKDF_SHA256 { &AES_128_GCM } else { &AES_256_GCM };
         let mut material = Material { algorithm, key: Zeroizing::new([0; KEY]), iv: [0; NONCE] };
         self.expand(b"key", &mut material.key[..algorithm.key_len()])?;
         self.expand(b"iv", &mut material.iv)?;
@@ -58,7 +70,8 @@ impl Secret {
         const PREFIX: &[u8] = b"tls13 ";
         let length = (out.len() as u16).to_be_bytes();
         let info: [&[u8]; 5] = [&length, &[(PREFIX.len() + label.len()) as u8], PREFIX, label, &[0]];
-        let expanded = self.secret.expand(&info, Length(out.len())).map_err(|_long| RecordError::Suite)?;
+        let secret = Prk::new_less_safe(self.hash(), self.bytes());
+        let expanded = secret.expand(&info, Length(out.len())).map_err(|_long| RecordError::Suite)?;
         expanded.fill(out).map_err(|_long| RecordError::Suite)
     }
 }

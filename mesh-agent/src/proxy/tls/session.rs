@@ -185,11 +185,15 @@ impl Writer {
         self.sealer.rest();
     }
 
-    /// Records that must be sent before any other, if any. To be asked before each write.
-    pub fn due(&mut self) -> Result<Option<Vec<u8>>, TlsError> {
-        let asked = self.update.load(Ordering::Relaxed);
+    /// Whether there are records that must be sent before any other.
+    pub fn is_due(&self) -> bool {
         // A write seals a few records; the limit has more room than that.
-        if !asked && self.sealer.used() < KEY_LIMIT {
+        self.update.load(Ordering::Relaxed) || self.sealer.used() >= KEY_LIMIT
+    }
+
+    /// Those records, if any. To be asked before each write.
+    pub fn due(&mut self) -> Result<Option<Vec<u8>>, TlsError> {
+        if !self.is_due() {
             return Ok(None);
         }
         self.update.store(false, Ordering::Relaxed);
