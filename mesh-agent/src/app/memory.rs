@@ -58,7 +58,9 @@ fn unmodified(smaps: &str, program: &str) -> Vec<Range<usize>> {
             [range, "r--p" | "r-xp", _offset, _device, _inode, path] => {
                 candidate = if path == program { addresses(range) } else { None };
             }
-            ["Anonymous:", "0", "kB"] => found.extend(candidate.take()),
+            // Nor one that has been swapped out, which comes later.
+            ["Anonymous:", size, "kB"] if size != "0" => candidate = None,
+            ["Swap:", "0", "kB"] => found.extend(candidate.take()),
             // The head of another mapping: its fields have no colon in the first word.
             [range, ..] if !range.ends_with(':') => candidate = None,
             _ => {}
@@ -98,17 +100,26 @@ mod tests {
 5000-6000 r--p 00000000 fe:00 12 /usr/bin/mesh-agent
 Rss:                   4 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 6000-8000 r-xp 00001000 fe:00 12                         /usr/bin/mesh-agent
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd ex mr mw me
 8000-9000 r--p 00003000 fe:00 12 /usr/bin/mesh-agent
 Anonymous:             4 kB
+Swap:                  0 kB
+8800-9000 r--p 00003000 fe:00 12 /usr/bin/mesh-agent
+Anonymous:             0 kB
+Swap:                  4 kB
 9000-a000 rw-p 00004000 fe:00 12 /usr/bin/mesh-agent
 Anonymous:             0 kB
+Swap:                  0 kB
 a000-b000 r-xp 00000000 fe:00 13 /usr/lib/libc.so.6
 Anonymous:             0 kB
+Swap:                  0 kB
 b000-c000 r--p 00000000 00:00 0
 Anonymous:             0 kB
+Swap:                  0 kB
 ";
         assert_eq!(unmodified(smaps, "/usr/bin/mesh-agent"), [0x5000..0x6000, 0x6000..0x8000]);
     }

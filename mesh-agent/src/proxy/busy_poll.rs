@@ -17,6 +17,8 @@ const SHORT: usize = 16 << 10;
 /// Messages by the same two sockets after which they are taken for a conversation. A connection that is used once has fewer: what follows
 /// its answer is its end, and whoever looks for that only keeps others from it.
 const CONVERSATION: u32 = 8;
+/// Pieces that one message of a conversation may come in. What goes on coming one way is none: nobody waits for its answer.
+const PIECES: u32 = 4;
 /// Messages that are further apart than so many times the longest look are not waited for.
 const APART: u32 = 5;
 /// Most waits in a row that are slept through because looking did not pay.
@@ -29,6 +31,7 @@ thread_local! {
         events: Cell::new(0),
         last: Cell::new([-1; 2]),
         in_turn: Cell::new(0),
+        pieces: Cell::new(0),
         short: Cell::new(false),
         looking: RefCell::new(None),
         timing: RefCell::new(None),
@@ -40,8 +43,10 @@ struct Local {
     events: Cell<u32>,
     /// The sockets that it came by, the last one first.
     last: Cell<[RawFd; 2]>,
-    /// How often nothing has come by any other.
+    /// How often they have taken turns, and nothing has come by any other.
     in_turn: Cell<u32>,
+    /// How often in a row it was the last one.
+    pieces: Cell<u32>,
     /// A message of a conversation was among it since this was asked last.
     short: Cell<bool>,
     /// Who waits for such a message.
@@ -56,12 +61,18 @@ pub(super) fn came(socket: &impl AsRawFd, bytes: usize) {
         local.events.set(local.events.get().wrapping_add(1));
         wake(&local.timing);
         let (socket, last) = (socket.as_raw_fd(), local.last.get());
+        // Of one connection, that is, whose sockets take turns. With many of them there is always something to do, or nobody whose
+        // answers would be waited for.
+        let (pieces, in_turn) = match socket {
+            _ if socket == last[0] => (local.pieces.get() + 1, local.in_turn.get()),
+            _ if socket == last[1] => (1, local.in_turn.get().saturating_add(1)),
+            _ => (1, 0),
+        };
+        let (pieces, in_turn) = if pieces > PIECES { (PIECES, 0) } else { (pieces, in_turn) };
         if socket != last[0] {
             local.last.set([socket, last[0]]);
         }
-        // Of one connection, that is, whose sockets take turns. With many of them there is always something to do, or nobody whose
-        // answers would be waited for.
-        let in_turn = if last.contains(&socket) { local.in_turn.get().saturating_add(1) } else { 0 };
+        local.pieces.set(pieces);
         local.in_turn.set(in_turn);
         if bytes < SHORT && in_turn >= CONVERSATION {
             local.short.set(true);
@@ -204,7 +215,7 @@ mod tests {
     async fn it_looks_after_a_message_of_a_conversation_until_the_next_event() {
         let found = beside(LONG, async |_looks| {
             let begun = (0..CONVERSATION as i32 + 1).map(|turn| (turn % 2, 1));
-            for (socket, bytes) in begun.chain([(0, 9), (1, SHORT - 1), (0, SHORT), (1, SHORT), (1, 1)]) {
+            for (socket, bytes) in begun.chain([(1, 9), (0, SHORT - 1), (1, SHORT), (0, SHORT), (1, 1)]) {
                 came(&socket, bytes);
                 a_while().await;
             }
@@ -217,6 +228,19 @@ mod tests {
             }
         });
         assert_eq!(crowd.await, (0, 0));
+        let one_way = beside(LONG, async |looks| {
+            for socket in [[1, 2].repeat(9), vec![2; 3]].concat() {
+                came(&socket, 1);
+                a_while().await;
+            }
+            let found = looks.found.load(Relaxed);
+            for _ in 0..100 {
+                came(&2, 1);
+                a_while().await;
+            }
+            assert!(found > 5 && looks.found.load(Relaxed) == found + 1, "only what had begun has ended");
+        });
+        one_way.await;
     }
 
     #[tokio::test]

@@ -28,6 +28,9 @@ use crate::identity::SpiffeId;
 /// The proxy's own ports in each pod: nobody may be led back into it.
 pub const RESERVED: [u16; 3] = [15001, 15006, 15008];
 
+/// What an application is told early is all of it for now if it is less than this.
+const SHORT: usize = 1 << 10;
+
 /// The inbound side of a pod.
 pub struct Inbound {
     /// Whose it is.
@@ -65,9 +68,13 @@ fn tunnel(
     async move {
         let Some(mut tls) = tls.await else { return };
         match tls.protocol {
-            Protocol::Stream => streams(&inbound, &mut tls, &peer, &mut drain).await,
+            Protocol::Stream => {
+                streams(&inbound, &mut tls, &peer, &mut drain).await;
+                drop(tls);
+            }
             Protocol::H2 => Box::pin(http2(&inbound, *tls, peer, drain)).await,
         }
+        // Last: what has room is there until then.
         drop(room);
     }
 }
@@ -229,8 +236,9 @@ async fn begin(inbound: &Inbound, tls: &mut Tls, peer: SocketAddr, request: Box<
             return None;
         }
     };
-    // An application that has been told something may soon have something to say, with which it can go along.
-    let owed = !tls.received.is_empty();
+    // An application that has been told something may soon have something to say, with which it can go along. If there is much, more may
+    // follow, which the client says only when it knows.
+    let owed = (1..SHORT).contains(&tls.received.len());
     if !owed && let Err(error) = tunnel::send(tls, &Message::Accepted).await {
         inbound.host.finished(&wanted, &Outcome::Cut(Moved::default(), error.to_string()));
         return None;

@@ -110,10 +110,13 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
             received = receive(tls) => received?.ok_or(TunnelError::Closed)?,
             more = early.more() => {
                 more.map_err(TunnelError::Application)?;
-                send(tls, &Message::Data(&early.said()[sent..])).await?;
-                sent = early.said().len();
-                early.is_sent();
-                continue;
+                let Err(error) = send(tls, &Message::Data(&early.said()[sent..])).await else {
+                    sent = early.said().len();
+                    early.is_sent();
+                    continue;
+                };
+                // It has gone; what it said before that may be that it has not taken the request.
+                receive(tls).await.ok().flatten().ok_or(error)?
             }
         };
         let message = Message::decode(&bytes)?;

@@ -124,17 +124,20 @@ async fn obtain(
     early: &mut Early<'_>,
 ) -> Result<Stream, Failure> {
     let patience = Instant::now() + PATIENCE;
+    let mut alone = false;
     loop {
         if let Some(stream) = in_time(outbound, reuse(outbound, endpoint, request, early)).await? {
             return Ok(stream);
         }
-        let making = match outbound.pool.turn(endpoint) {
+        let turn = if alone { Turn::Own(None) } else { outbound.pool.turn(endpoint) };
+        let making = match turn {
             Turn::Own(making) => making,
-            // A tunnel may have room for both.
-            Turn::After(mut others) => match timeout_at(patience, others.wait_for(|made| *made)).await {
-                Ok(Ok(_made)) => continue,
-                Ok(Err(_)) | Err(_) => None,
-            },
+            // A tunnel may have room for both. If that takes long, or fails, there may still be another by now.
+            Turn::After(mut others) => {
+                let made = timeout_at(patience, others.wait_for(|made| *made)).await;
+                alone = !matches!(made, Ok(Ok(_)));
+                continue;
+            }
         };
         return make(outbound, endpoint, request, early, making).await;
     }

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::pin::Pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -16,6 +17,12 @@ use crate::proxy::busy_poll;
 /// and there are two of them in every idle connection.
 pub(crate) fn readable(tcp: &TcpStream) -> impl Future<Output = io::Result<()>> {
     poll_fn(|cx| tcp.poll_read_ready(cx))
+}
+
+/// Lets go of the task that waited last to read: as long as nothing comes, its memory would be kept for being woken.
+pub(super) fn wake_nobody(tcp: &TcpStream) {
+    // Whether there is something is for the next one to see.
+    let _readiness = tcp.poll_read_ready(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Reads what is there; none when nothing is.

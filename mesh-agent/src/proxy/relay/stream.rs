@@ -83,9 +83,13 @@ pub fn relay<'a>(
     };
     async move {
         let outcome = both(&common, reader, received, (writer, owed)).await;
-        if let Err(cut) = &outcome {
-            socket::reset_on_drop(common.application);
-            tear_down(&common, writer, cut);
+        match &outcome {
+            // It may lie idle for long, and this task is to be gone then.
+            Ok(()) => socket::wake_nobody(common.tunnel),
+            Err(cut) => {
+                socket::reset_on_drop(common.application);
+                tear_down(&common, writer, cut);
+            }
         }
         let moved = Moved { sent: common.sent.load(Relaxed), received: common.received.load(Relaxed) };
         (outcome, moved)
@@ -191,8 +195,9 @@ fn up<'a>(
 
 /// Sends ACCEPTED: along with what the application says first, if it does so soon. That wakes the client's node once instead of twice.
 async fn answer(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
+    let soon = timeout(SOON, socket::readable(common.application)).await;
     let mut buffer = common.budget.take(Size::Small);
-    let read = match timeout(SOON, socket::readable(common.application)).await {
+    let read = match soon {
         Ok(ready) => {
             ready.map_err(Cut::Application)?;
             let (mut slices, slots) = buffer.data();
@@ -200,7 +205,8 @@ async fn answer(common: &Common<'_>, writer: &mut Writer) -> Result<(), Cut> {
         }
         Err(_elapsed) => None,
     };
-    let mut records = writer.data(&Message::Accepted.encode())?;
+    let mut records = writer.due()?.unwrap_or_default();
+    records.extend(writer.data(&Message::Accepted.encode())?);
     // Its end is for those to see who go on.
     if let Some(read @ 1..) = read {
         let sealed = seal(writer, &mut buffer, read)?;
