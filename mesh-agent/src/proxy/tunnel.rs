@@ -103,6 +103,7 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
     early.is_sent();
     drop(records);
     let mut sent = early.said().len();
+    let mut failed = None;
     let mut order = Order::Asked;
     loop {
         let bytes = tokio::select! {
@@ -116,7 +117,9 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
                     continue;
                 };
                 // It has gone; what it said before that may be that it has not taken the request.
-                receive(tls).await.ok().flatten().ok_or(error)?
+                let Ok(Some(last)) = receive(tls).await else { return Err(error) };
+                failed = Some(error);
+                last
             }
         };
         let message = Message::decode(&bytes)?;
@@ -130,7 +133,8 @@ pub(crate) async fn open(tls: &mut Tls, request: Request, early: &mut Early<'_>)
                 early.is_unheard();
                 return Err(TunnelError::Closed);
             }
-            (Message::Accepted, _) => return Ok(()),
+            // A stream of which a part could not be said is none.
+            (Message::Accepted, _) => return failed.map_or(Ok(()), Err),
             (_, Order::Over) => return Err(TunnelError::Closed),
             _ => {}
         }

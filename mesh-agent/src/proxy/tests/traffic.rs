@@ -101,6 +101,37 @@ async fn what_is_said_before_the_answer_goes_on_and_another_hears_all_of_it() {
 }
 
 #[tokio::test]
+async fn what_a_fresh_tunnel_refuses_is_asked_for_on_another_one() {
+    let mesh = Mesh::with(vec![Protocol::H2], limits()).await;
+    let (listener, address) = listener().await;
+    let configs = Arc::clone(&mesh.pair.server);
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (tcp, _peer) = listener.accept().await.unwrap();
+            let tls = tls::accept(&configs, &server(), tcp).await.unwrap();
+            tokio::spawn(async move {
+                let mut http2 = h2::server::handshake(tls::TlsIo::new(tls)).await.unwrap();
+                let mut asked = Vec::new();
+                while let Some(Ok((request, mut respond))) = http2.accept().await {
+                    if number == 0 {
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        continue;
+                    }
+                    let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                    send.send_data(bytes::Bytes::from_static(b"second"), true).unwrap();
+                    // Dropped, it would be a reset.
+                    asked.push(request);
+                }
+            });
+        }
+    });
+    let target = "10.1.2.3:80".parse().unwrap();
+    mesh.route(target, vec![Endpoint { tunnel: address, ..mesh.endpoint(target) }]);
+    assert_eq!(converse(mesh.connect(target).await, b"hello").await.unwrap(), b"second");
+    assert_eq!(mesh.outbound.allowance.counts.handshakes.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
 async fn what_is_said_early_takes_no_more_memory_than_its_pod_has() {
     // Room for two of them.
     let mesh = Mesh::with(vec![Protocol::Stream], Limits { buffers: 2 * 8 * (8 << 10), ..limits() }).await;
