@@ -140,12 +140,11 @@ fn meshed(ctx: &SockAddrContext, socket: Option<&Socket>, choice: &Choice, peer:
 /// Refuses it if policy does. Where the proxy will judge, a verdict that is not there is the proxy's to give.
 #[inline(always)]
 fn judge(workload: u64, choice: &Choice, peer: &Peer, way: &mut Way) {
-    let found = policy::of_workload(workload, peer, &choice.endpoint);
-    let verdict = found.unwrap_or_default();
-    if verdict.allows() || (found.is_none() && !peer.is_local()) {
+    let verdict = policy::of_workload(workload, peer, &choice.endpoint);
+    if verdict.allows() || (verdict.is_missing() && !peer.is_local()) {
         return;
     }
-    way.reason = if found.is_some() { Reason::Denied } else { Reason::NoVerdict };
+    way.reason = if verdict.is_missing() { Reason::NoVerdict } else { Reason::Denied };
     way.refused = true;
     policy::tell(&Denial {
         source_workload: workload,

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::abi::{Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason, Verdict};
+use mesh_common::abi::{Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason};
 
 use crate::{
     address::{pick, words},
@@ -63,30 +63,47 @@ fn judge(lookup: *mut bpf_sk_lookup) -> Action {
         let guarded = policy::node().is_some_and(|node| node.flags & Node::GUARDED != 0);
         return if guarded { Action::Refused(Reason::InboundReserved) } else { Action::Passed };
     };
-    if peer.policies == 0 {
+    if peer.policies == 0 && !peer.is_rehearsed() {
         return Action::Passed;
     }
     // SAFETY: eight aligned bytes that are read at once.
     let caller = unsafe { CALLERS.get(&CallerKey { source, destination }) };
     let (workload, verdict) = match caller.filter(|caller| caller.is_fresh(balance::now())) {
         // The node itself: a kubelet's probe.
-        Some(caller) if caller.workload == 0 => return Action::Admitted,
+        Some(caller) if caller.workload == 0 => return admitted(peer),
         Some(caller) if caller.workload != Caller::STRANGER => {
             (caller.workload, policy::of_workload(caller.workload, peer, &destination))
         }
         Some(_) | None => (0, policy::of_address(source.address(), peer, port)),
     };
-    match verdict {
-        Some(verdict) if verdict.allows() => Action::Admitted,
-        Some(verdict) => {
-            denied(peer, workload, source, destination, verdict);
-            Action::Refused(Reason::InboundDenied)
-        }
-        None => {
-            denied(peer, workload, source, destination, Verdict::default());
-            Action::Refused(Reason::InboundNoVerdict)
-        }
+    let refused = peer.policies != 0 && !verdict.allows();
+    let told = Denial {
+        source_workload: workload,
+        destination_workload: peer.workload,
+        source,
+        destination,
+        policies: peer.policies,
+        verdict,
+        side: if refused { Denial::SERVER } else { Denial::ADMITTED },
+    };
+    if refused {
+        policy::tell(&told);
+        return Action::Refused(if verdict.is_missing() {
+            Reason::InboundNoVerdict
+        } else {
+            Reason::InboundDenied
+        });
     }
+    if peer.is_rehearsed() {
+        policy::rehearse(&told);
+    }
+    admitted(peer)
+}
+
+/// Let in, whether policy has a say in it or not.
+#[inline(always)]
+fn admitted(peer: &Peer) -> Action {
+    if peer.policies == 0 { Action::Passed } else { Action::Admitted }
 }
 
 /// The client's end and the server's.
@@ -108,19 +125,6 @@ fn ends(lookup: *mut bpf_sk_lookup, port: u16) -> (Endpoint, Endpoint) {
         );
         (Endpoint::from_wire(source, remote_port), Endpoint::new(destination, port))
     }
-}
-
-#[inline(always)]
-fn denied(peer: &Peer, workload: u64, source: Endpoint, destination: Endpoint, verdict: Verdict) {
-    policy::tell(&Denial {
-        source_workload: workload,
-        destination_workload: peer.workload,
-        source,
-        destination,
-        policies: peer.policies,
-        verdict,
-        side: Denial::SERVER,
-    });
 }
 
 #[inline(always)]

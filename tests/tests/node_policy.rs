@@ -139,6 +139,74 @@ fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_dry_run_refuses_nobody_and_tells_of_whom_it_would() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let server = &scene.mesh.agents[1];
+    // How often it would have refused: in the kernel, by the proxy.
+    let would = || -> anyhow::Result<[u64; 2]> {
+        let denials = server.denials()?;
+        let of = |side: &str| {
+            let all = denials["counts"].as_array().into_iter().flatten();
+            let ours = all.filter(|count| count["policy"] == "default/dry" && count["side"] == side);
+            ours.filter(|count| count["dry_run"] == true).filter_map(|count| count["denials"].as_u64()).sum()
+        };
+        Ok([of("server"), of("proxy")])
+    };
+    let connect = |pod: &Pod, times: u64| -> anyhow::Result<()> {
+        let seen = peer::connect(pod, &scene.at(8080)).count(times).run()?;
+        ensure!(seen.of("server") == times, "{}: {seen:?}", pod.name);
+        Ok(())
+    };
+    let from =
+        [json!({"principals": [principal("bad"), principal("beside")]}), json!({"notPrincipals": ["*"]})];
+    let rules = from.map(|source| json!({"from": [{"source": source}]}));
+    let mut dry = authorization_policy("default", "dry", Some("server"), "DENY", &rules);
+    dry["metadata"]["annotations"] = json!({"istio.io/dry-run": "true"});
+    // Beside a policy in force, and without any.
+    let allow = authorization_policy("default", "all", Some("server"), "ALLOW", &[json!({})]);
+    for (what, policies) in [("alone", vec![dry.clone()]), ("with another", vec![dry, allow])] {
+        scene.put(&policies)?;
+        let begun = would()?;
+        until("the dry run is known", Duration::from_secs(5), || {
+            connect(&scene.beside, 1)?;
+            connect(&scene.bad, 1)?;
+            let now = would()?;
+            ensure!(now[0] > begun[0] && now[1] > begun[1], "{what}: {begun:?}, {now:?}");
+            Ok(())
+        })?;
+        // What has been said of those.
+        std::thread::sleep(Duration::from_millis(300));
+        let before = would()?;
+        for (pod, times) in [(&scene.good, 5), (&scene.bad, 4), (&scene.beside, 3), (&scene.stranger, 2)] {
+            connect(pod, times)?;
+        }
+        until("all are told", Duration::from_secs(5), || {
+            let now = would()?;
+            ensure!([now[0] - before[0], now[1] - before[1]] == [3 + 2, 4], "{what}: {before:?}, {now:?}");
+            Ok(())
+        })?;
+    }
+    let table = server.meshctl(&["node", "denials"])?;
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    ensure!(table.contains("dry run") && !table.contains("enforced"), "{table}");
+    let told = std::fs::read_to_string(mesh_harness::agent::log_of(server.node()))?;
+    ensure!(told.contains("a policy in dry run would have refused"), "nothing in the log");
+    let counted = server.metric("mesh_agent_policy_dry_run_denials_total", "default/dry")?;
+    ensure!(counted >= 18.0, "{counted} in the metrics");
+    // Gone: nobody is told of any more.
+    scene.mesh.cluster.manifests().remove("policies")?;
+    until("the dry run has gone", Duration::from_secs(5), || {
+        let before = would()?;
+        connect(&scene.beside, 1)?;
+        connect(&scene.bad, 1)?;
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(would()? == before, "still told");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
     needs!(Mesh);
     let scene = Scene::start()?;

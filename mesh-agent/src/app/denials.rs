@@ -14,7 +14,7 @@ use tracing::warn;
 use super::owner::Owner;
 use crate::datapath::passages::{self, socket_address};
 use crate::identity::spiffe_of;
-use crate::pods::host::{Denial, Side};
+use crate::pods::host::{Denial, Judged, Side};
 use crate::policy::{self, Caller, NO_MATCH, NO_VERDICT, Refusal};
 use crate::snapshot::Workload;
 
@@ -45,9 +45,10 @@ pub(super) async fn read(mut ring: RingBuf<MapData>, told: mpsc::Sender<abi::Den
 }
 
 impl Owner {
-    /// Takes in a denial of the kernel programs.
+    /// Takes in a denial of the kernel programs, or what may be one by policies in dry run.
     pub(super) fn kernel_denied(&mut self, denial: &abi::Denial) {
         let side = match denial.side {
+            abi::Denial::ADMITTED => return self.kernel_admitted(denial),
             abi::Denial::CLIENT => policy::Side::Client,
             _ => policy::Side::Server,
         };
@@ -68,19 +69,46 @@ impl Owner {
             policy,
             rule: (denial.verdict.policy != 0).then_some(usize::from(denial.verdict.rule)),
             cause: None,
+            dry_run: false,
         };
         self.denials.tell(refusal, Instant::now());
     }
 
+    /// Takes in that the kernel programs let somebody in to a workload that policies in dry run apply to, and judges what those would have said.
+    fn kernel_admitted(&mut self, admitted: &abi::Denial) {
+        let (source, destination) = (socket_address(&admitted.source), socket_address(&admitted.destination));
+        let (Some(source), Some(destination)) = (source, destination) else { return };
+        // It may have gone meanwhile.
+        let Some(workload) = self.of_identity(admitted.destination_workload) else { return };
+        let caller = self.of_identity(admitted.source_workload).and_then(|caller| spiffe_of(&caller).ok());
+        let (from, to) = (source.ip(), destination.ip());
+        let judged = self.policies.shared().judge(&workload, caller.as_ref(), from, to, destination.port());
+        let Some((policy, rule)) = judged.would_deny else { return };
+        let refusal = Refusal {
+            at: SystemTime::now(),
+            side: policy::Side::Server,
+            source: self.end(admitted.source_workload, Some(source)),
+            destination: self.end(admitted.destination_workload, Some(destination)),
+            policy,
+            rule,
+            cause: None,
+            dry_run: true,
+        };
+        self.denials.tell(refusal, Instant::now());
+    }
+
+    /// The workload of this node with that identity.
+    fn of_identity(&self, workload: u64) -> Option<Arc<Workload>> {
+        self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned()
+    }
+
     fn end(&self, workload: u64, address: Option<SocketAddr>) -> Caller {
-        let by_identity =
-            || self.datapath.workload(workload).and_then(|uid| self.snapshot.workload(uid)).cloned();
         // Of workloads of other nodes only the address is known here.
         let by_address = || {
             let found = self.mesh.at(address?.ip())?;
             (abi::identity_of(&found.uid()).0 == workload).then_some(found)
         };
-        match by_identity().or_else(by_address) {
+        match self.of_identity(workload).or_else(by_address) {
             Some(found) => known(&found, address),
             None => Caller { address, ..Caller::default() },
         }
@@ -89,6 +117,11 @@ impl Owner {
 
 /// A denial of a proxy, as the owner keeps them.
 pub(super) fn refusal(denial: Denial) -> Refusal {
+    let Judged { allowed: dry_run, policy, rule, would_deny } = denial.judged;
+    let (policy, rule) = match would_deny {
+        Some((policy, rule)) => (Some(policy), rule),
+        None => (policy, rule),
+    };
     Refusal {
         at: SystemTime::now(),
         side: match denial.side {
@@ -101,9 +134,10 @@ pub(super) fn refusal(denial: Denial) -> Refusal {
             address: Some(SocketAddr::new(denial.source_ip, 0)),
         },
         destination: known(&denial.destination, Some(denial.address)),
-        policy: denial.judged.policy.unwrap_or_else(|| NO_MATCH.into()),
-        rule: denial.judged.rule,
+        policy: policy.unwrap_or_else(|| NO_MATCH.into()),
+        rule,
         cause: None,
+        dry_run,
     }
 }
 
@@ -118,7 +152,6 @@ fn known(workload: &Workload, address: Option<SocketAddr>) -> Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::host::Judged;
     use crate::snapshot::fixtures::{parsed_workload, workload};
 
     #[test]
@@ -130,12 +163,18 @@ mod tests {
             source_ip: "10.0.0.2".parse().unwrap(),
             destination,
             address: "10.0.0.1:80".parse().unwrap(),
-            judged: Judged { allowed: false, policy: Some("shop/one".into()), rule: Some(2) },
+            judged: Judged { policy: Some("shop/one".into()), rule: Some(2), ..Judged::default() },
         };
-        let told = refusal(denial);
+        let told = refusal(denial.clone());
         assert_eq!((told.side, &*told.policy, told.rule), (policy::Side::Proxy, "shop/one", Some(2)));
         assert_eq!(told.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
         assert_eq!(told.destination.workload.as_deref(), Some("c//Pod/shop/db"));
         assert_eq!(told.destination.address, Some("10.0.0.1:80".parse().unwrap()));
+        assert!(!told.dry_run);
+
+        let would_deny = Some(("shop/trial".into(), None));
+        let told =
+            refusal(Denial { judged: Judged { allowed: true, would_deny, ..denial.judged }, ..denial });
+        assert_eq!((&*told.policy, told.rule, told.dry_run), ("shop/trial", None, true));
     }
 }

@@ -27,11 +27,8 @@ pub(super) fn of_policy(owner: &Owner, swept: &Sweeper, untold: &AtomicU64) -> m
         left_out: (counts.left_out + counts.plain_left_out) as u64,
         unplaced: owner.unplaced() as u64,
         write_failures: counts.write_failures,
-        denials: owner
-            .denials
-            .counts()
-            .map(|(policy, side, count)| (policy.to_owned(), side.name(), count))
-            .collect(),
+        denials: refused(owner, false),
+        rehearsed: refused(owner, true),
         untold_denials: untold.load(Relaxed),
         destroyed: [
             ("policy", &swept.policy),
@@ -42,6 +39,12 @@ pub(super) fn of_policy(owner: &Owner, swept: &Sweeper, untold: &AtomicU64) -> m
         .map(|(reason, count)| (reason, count.load(Relaxed)))
         .to_vec(),
     }
+}
+
+/// How often each policy refused, or each in dry run would have.
+fn refused(owner: &Owner, dry_run: bool) -> Vec<(String, &'static str, u64)> {
+    let counts = owner.denials.counts().filter(|(_, _, dry, _)| *dry == dry_run);
+    counts.map(|(policy, side, _, count)| (policy.to_owned(), side.name(), count)).collect()
 }
 
 /// The part of a scrape that is about the proxies.

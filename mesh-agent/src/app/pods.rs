@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::identity::SpiffeId;
 use crate::pods::host::{Enrolled, Judge, Judged};
-use crate::policy::Shared;
+use crate::policy::{self, Shared};
 use crate::snapshot::{Snapshot, Workload};
 use crate::workloads::Enrollment;
 
@@ -48,7 +48,8 @@ impl Judge for Shared {
         port: u16,
     ) -> Judged {
         let judgement = self.judge(destination, source, source_ip, destination_ip, port);
-        Judged { allowed: judgement.allowed, policy: judgement.policy, rule: judgement.rule }
+        let policy::Judgement { allowed, policy, rule, would_deny, cause: _ } = judgement;
+        Judged { allowed, policy, rule, would_deny }
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -19,6 +19,8 @@ pub struct Policy {
     pub write_failures: u64,
     /// Refused connections by policy and side.
     pub denials: Vec<(String, &'static str, u64)>,
+    /// Connections that policies in dry run would have refused, by policy and side.
+    pub rehearsed: Vec<(String, &'static str, u64)>,
     /// Refused connections of which no more than that is known.
     pub untold_denials: u64,
     /// Connections that were destroyed, and those that could not be, by why.
@@ -82,10 +84,18 @@ pub(super) fn policy(families: &mut Families, policy: &Policy) {
     ] {
         families.family(name, help, kind).add([], value as f64);
     }
-    let denials =
-        families.family("mesh_agent_policy_denials_total", "Connections refused by policy.", Kind::Counter);
-    for (name, side, count) in &policy.denials {
-        denials.add([("policy", name.as_str()), ("side", *side)], *count as f64);
+    for (name, help, counts) in [
+        ("mesh_agent_policy_denials_total", "Connections refused by policy.", &policy.denials),
+        (
+            "mesh_agent_policy_dry_run_denials_total",
+            "Connections let in that policies in dry run would have refused.",
+            &policy.rehearsed,
+        ),
+    ] {
+        let family = families.family(name, help, Kind::Counter);
+        for (name, side, count) in counts {
+            family.add([("policy", name.as_str()), ("side", *side)], *count as f64);
+        }
     }
 }
 
@@ -104,6 +114,7 @@ mod tests {
             unplaced: 7,
             write_failures: 4,
             denials: vec![("shop/deny".to_owned(), "client", 5)],
+            rehearsed: vec![("shop/trial".to_owned(), "server", 9)],
             untold_denials: 8,
             destroyed: vec![("policy", 6)],
         };
@@ -118,6 +129,7 @@ mod tests {
             "mesh_agent_policy_write_failures_total 4",
             "mesh_agent_policy_denials_untold_total 8",
             r#"mesh_agent_policy_denials_total{policy="shop/deny",side="client"} 5"#,
+            r#"mesh_agent_policy_dry_run_denials_total{policy="shop/trial",side="server"} 9"#,
             r#"mesh_agent_connections_destroyed_total{reason="policy"} 6"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");

@@ -41,6 +41,8 @@ pub struct Judged {
     pub policy: Option<Arc<str>>,
     /// Its rule, counted from 0.
     pub rule: Option<usize>,
+    /// It may be, but policies in dry run would have refused it: which, and by which rule.
+    pub would_deny: Option<(Arc<str>, Option<usize>)>,
 }
 
 /// Policy.
@@ -80,7 +82,7 @@ impl Side {
     }
 }
 
-/// A connection that policy did not let be, or no longer.
+/// A connection that policy did not let be, or no longer; or that it let be, where policies in dry run would not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
     /// Where that was found.

@@ -69,10 +69,13 @@ impl Inward for Inside {
         let source_ip = wanted.peer.ip().to_canonical();
         let (ip, port) = (wanted.destination.ip(), wanted.destination.port());
         let judged = self.shared.judge.judge(&workload, wanted.source.as_ref(), source_ip, ip, port);
-        if judged.allowed {
+        if judged.allowed && judged.would_deny.is_none() {
             return Ok(());
         }
-        let policy = judged.policy.as_deref().unwrap_or_default().to_owned();
+        let answer = match judged.allowed {
+            true => Ok(()),
+            false => Err(Denied { policy: judged.policy.as_deref().unwrap_or_default().to_owned() }),
+        };
         (self.shared.denied)(Denial {
             side: Side::Inbound,
             source: wanted.source.clone(),
@@ -81,7 +84,7 @@ impl Inward for Inside {
             address: wanted.destination,
             judged,
         });
-        Err(Denied { policy })
+        answer
     }
 
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>> {

@@ -18,6 +18,8 @@ use crate::snapshot::Workload;
 struct Class {
     /// What applies, so that a change which is none is noticed.
     contents: Contents,
+    /// Policies in dry run apply.
+    rehearsed: bool,
     /// The set of all; unused where each has its own.
     common: u32,
     /// By identity: where their own addresses count.
@@ -106,6 +108,12 @@ impl Classes {
         }
     }
 
+    /// Whether policies in dry run apply to a workload.
+    pub(super) fn is_rehearsed(&self, workload: &Workload) -> bool {
+        let of = self.classes.get(&workload.account().namespace);
+        of.and_then(|of| of.get(workload.policies())).is_some_and(|class| class.rehearsed)
+    }
+
     /// Makes sure that the workload has a set.
     pub(super) fn enter(
         &mut self,
@@ -122,7 +130,9 @@ impl Classes {
                 let named = workload.policies();
                 let contents = contents(catalog, namespace, named, &mut self.awaited, numbers);
                 let common = if contents.is_own() { 0 } else { contents.acquire(sets, None) };
-                let class = Class { contents, common, own: HashMap::new(), changed: false, used: false };
+                let rehearsed = rehearsed(catalog, namespace, named);
+                let own = HashMap::new();
+                let class = Class { contents, rehearsed, common, own, changed: false, used: false };
                 self.classes.entry(Arc::clone(namespace)).or_default().entry(named.into()).or_insert(class)
             }
         };
@@ -150,9 +160,12 @@ impl Classes {
         for (namespace, of) in &mut self.classes {
             for (named, class) in of.iter_mut().filter(|(named, _)| concerned(namespace, named)) {
                 let contents = contents(catalog, namespace, named, &mut self.awaited, numbers);
+                let before = std::mem::replace(&mut class.rehearsed, rehearsed(catalog, namespace, named));
                 if contents.same(&class.contents) {
                     // The same, but the entries may be newer copies.
                     class.contents = contents;
+                    let changed = class.rehearsed != before;
+                    (class.changed, any) = (class.changed || changed, any || changed);
                     continue;
                 }
                 let before = (!class.contents.is_own()).then_some(class.common);
@@ -253,6 +266,12 @@ impl Class {
 
 fn release(number: Option<u32>, sets: &mut Sets, unused: &mut Unused) {
     unused.extend(number.and_then(|number| Some((number, sets.release(number)?))));
+}
+
+/// Whether any of them is a dry run; where none can be asked, nobody is let in who could be told of.
+fn rehearsed(catalog: &Catalog, namespace: &str, named: &[Arc<str>]) -> bool {
+    let dry = |entry: &Arc<Entry>| entry.policy().is_some_and(|policy| policy.dry_run);
+    catalog.hindrance(namespace, named).is_none() && catalog.applicable(namespace, named).any(dry)
 }
 
 fn contents(

@@ -1,4 +1,4 @@
-//! Connections that were refused by policy: counted, the last ones kept, and told in the log.
+//! Connections that were refused by policy, or would have been, were its dry runs in force: counted, the last ones kept, and told in the log.
 //!
 //! Pure but for [`Denials::tell`], which logs. Whoever is refused again and again must not fill the log: a second has room for some
 //! lines, and the next line says how many were left out.
@@ -21,6 +21,8 @@ const LINES: u32 = 10;
 /// Policies that are counted by name; what more there are is counted together.
 const NAMED: usize = 4096;
 const OTHERS: &str = "others";
+const REFUSED: &str = "a connection was refused by policy";
+const REHEARSED: &str = "a connection was let in that a policy in dry run would have refused";
 
 /// Where a connection was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -73,6 +75,8 @@ pub struct Refusal {
     pub rule: Option<usize>,
     /// Why, where that is known.
     pub cause: Option<Cause>,
+    /// It was let in: the policy is a dry run.
+    pub dry_run: bool,
 }
 
 /// `GET /denials`.
@@ -93,6 +97,8 @@ pub struct CountView {
     pub side: Side,
     /// How often since the agent started.
     pub denials: u64,
+    /// Of connections that were let in, since the policy is a dry run.
+    pub dry_run: bool,
 }
 
 /// One connection that was refused.
@@ -112,12 +118,17 @@ pub struct DenialView {
     pub rule: Option<usize>,
     /// Why, where that is known.
     pub cause: Option<Cause>,
+    /// It was let in: the policy is a dry run.
+    pub dry_run: bool,
 }
+
+/// Of what is counted together: the policy, where, and whether it is a dry run.
+type Counted = (Arc<str>, Side, bool);
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Denials {
-    counts: BTreeMap<(Arc<str>, Side), u64>,
+    counts: BTreeMap<Counted, u64>,
     last: VecDeque<Refusal>,
     /// The second that lines are counted in, and how many it had.
     second: Option<(Instant, u32)>,
@@ -127,9 +138,9 @@ pub struct Denials {
 impl Denials {
     /// Takes a refusal in. Whether there is room for a line in the log, and then how many had none since the last one.
     pub fn record(&mut self, refusal: Refusal, now: Instant) -> Option<u64> {
-        let key = (Arc::clone(&refusal.policy), refusal.side);
+        let key = (Arc::clone(&refusal.policy), refusal.side, refusal.dry_run);
         let full = self.counts.len() >= NAMED && !self.counts.contains_key(&key);
-        let key = if full { (OTHERS.into(), refusal.side) } else { key };
+        let key = if full { (OTHERS.into(), refusal.side, refusal.dry_run) } else { key };
         *self.counts.entry(key).or_default() += 1;
         if self.last.len() == KEPT {
             self.last.pop_back();
@@ -165,21 +176,23 @@ impl Denials {
             rule = refusal.rule,
             side = refusal.side.name(),
             suppressed,
-            "a connection was refused by policy"
+            "{}",
+            if refusal.dry_run { REHEARSED } else { REFUSED }
         );
     }
 
-    /// How often each policy refused, by side.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, Side, u64)> {
-        self.counts.iter().map(|((policy, side), count)| (&**policy, *side, *count))
+    /// How often each policy refused, by side, or (`true`) would have.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, Side, bool, u64)> {
+        self.counts.iter().map(|((policy, side, dry_run), count)| (&**policy, *side, *dry_run, *count))
     }
 
     /// For the admin interface.
     pub fn view(&self) -> DenialsView {
-        let count = |(policy, side, denials): (&str, Side, u64)| CountView {
+        let count = |(policy, side, dry_run, denials): (&str, Side, bool, u64)| CountView {
             policy: policy.to_owned(),
             side,
             denials,
+            dry_run,
         };
         let one = |refusal: &Refusal| DenialView {
             time: show(refusal.at),
@@ -189,6 +202,7 @@ impl Denials {
             policy: refusal.policy.to_string(),
             rule: refusal.rule,
             cause: refusal.cause,
+            dry_run: refusal.dry_run,
         };
         DenialsView { counts: self.counts().map(count).collect(), last: self.last.iter().map(one).collect() }
     }
@@ -214,6 +228,7 @@ mod tests {
             policy: policy.into(),
             rule: Some(2),
             cause: Some(Cause::Rule),
+            dry_run: false,
         }
     }
 
@@ -224,8 +239,14 @@ mod tests {
         denials.record(refusal("shop/a", 2), now);
         denials.record(Refusal { side: Side::Server, ..refusal("shop/a", 3) }, now);
         denials.record(refusal("shop/b", 4), now);
+        denials.record(Refusal { dry_run: true, ..refusal("shop/b", 5) }, now);
         let counts: Vec<_> = denials.counts().collect();
-        let wanted = [("shop/a", Side::Client, 2), ("shop/a", Side::Server, 1), ("shop/b", Side::Client, 1)];
+        let wanted = [
+            ("shop/a", Side::Client, false, 2),
+            ("shop/a", Side::Server, false, 1),
+            ("shop/b", Side::Client, false, 1),
+            ("shop/b", Side::Client, true, 1),
+        ];
         assert_eq!(counts, wanted);
     }
 
@@ -240,7 +261,10 @@ mod tests {
         assert_eq!(ports, (744..1_000).rev().collect::<Vec<_>>());
         assert_eq!((&*view.last[0].time, view.last[0].rule), ("1970-01-01T00:00:07Z", Some(2)));
         let json = serde_json::to_string(&view).unwrap();
-        assert!(json.contains(r#""policy":"shop/a","side":"client","denials":1000"#), "{json}");
+        assert!(
+            json.contains(r#""policy":"shop/a","side":"client","denials":1000,"dry_run":false"#),
+            "{json}"
+        );
         assert_eq!(serde_json::from_str::<DenialsView>(&json).unwrap(), view);
     }
 
@@ -263,6 +287,6 @@ mod tests {
             denials.record(refusal(&format!("a/{number}"), 1), now);
         }
         assert_eq!(denials.counts.len(), NAMED + 1);
-        assert_eq!(denials.counts[&(OTHERS.into(), Side::Client)], 10_000 - NAMED as u64);
+        assert_eq!(denials.counts[&(OTHERS.into(), Side::Client, false)], 10_000 - NAMED as u64);
     }
 }

@@ -230,6 +230,11 @@ impl Policies {
         self.classes.set_of(workload)
     }
 
+    /// Whether policies in dry run apply to the workload.
+    pub fn is_rehearsed(&self, workload: &Workload) -> bool {
+        self.classes.is_rehearsed(workload)
+    }
+
     /// The policy of that number, which a verdict may bear: its name, or [`super::NOT_ARRIVED`].
     pub fn name(&self, number: u32) -> Option<Arc<str>> {
         self.numbers.name(number).cloned()

@@ -30,7 +30,7 @@ pub(super) struct Set {
 impl Set {
     /// The names of those that ask for a match: nobody comes in whom none of them matches.
     pub(super) fn asking(&self) -> Option<Arc<str>> {
-        asking(self.policies.iter())
+        asking(self.policies.iter(), false)
     }
 
     pub(super) fn policies(&self) -> impl Iterator<Item = &Policy> {
@@ -49,9 +49,9 @@ impl Set {
     }
 }
 
-/// The names of the enforced ALLOW policies among these.
-pub(super) fn asking<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> Option<Arc<str>> {
-    let asks = |policy: &Policy| policy.action == Action::Allow && !policy.dry_run;
+/// The names of the ALLOW policies among these that are in force, or else of those in dry run.
+pub(super) fn asking<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>, dry_run: bool) -> Option<Arc<str>> {
+    let asks = |policy: &Policy| policy.action == Action::Allow && policy.dry_run == dry_run;
     let names: Vec<&str> =
         entries.filter(|entry| entry.policy().is_some_and(asks)).map(|entry| &**entry.name()).collect();
     (!names.is_empty()).then(|| names.join(", ").into())

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use mesh_common::policy::{Action, Attempt, Decision, Policy, Principal, SourceIp, evaluate, rehearse};
+use mesh_common::policy::{Attempt, Decision, Principal, SourceIp, evaluate, rehearse};
 use tokio::sync::watch;
 
 use super::catalog::{Catalog, Cause, Entry, Hindrance};
@@ -31,8 +31,9 @@ pub struct Judgement {
     pub policy: Option<Arc<str>>,
     /// The rule of the policy that decides, from 0.
     pub rule: Option<usize>,
-    /// It is allowed, and would not be if these policies were more than a dry run.
-    pub would_deny: Vec<Arc<str>>,
+    /// It is allowed, and would not be if this policy were more than a dry run, by that rule of it; without a rule: since none of
+    /// these matches.
+    pub would_deny: Option<(Arc<str>, Option<usize>)>,
 }
 
 impl Shared {
@@ -91,7 +92,7 @@ impl Catalog {
                 Hindrance::Awaited(name) => (Cause::Awaited, Arc::clone(name)),
             };
             let policy = Some(policy);
-            return Judgement { allowed: false, cause, policy, rule: None, would_deny: Vec::new() };
+            return Judgement { allowed: false, cause, policy, rule: None, would_deny: None };
         }
         let policies = || self.applicable(namespace, named).filter_map(|entry| entry.policy());
         let named_at = |at: usize| -> Option<Arc<str>> {
@@ -106,24 +107,19 @@ impl Catalog {
             (_, Some(by)) => (Cause::Rule, named_at(by.policy), Some(by.rule)),
             (true, None) => (Cause::NoAllow, None, None),
             (false, None) => {
-                let asking = asking(self.applicable(namespace, named));
+                let asking = asking(self.applicable(namespace, named), false);
                 (Cause::NoMatch, Some(asking.unwrap_or_else(|| NO_MATCH.into())), None)
             }
         };
-        let mut would_deny = Vec::new();
-        if allowed && policies().any(|policy| policy.dry_run) {
-            match rehearse(policies(), attempt) {
-                Decision::Allow { .. } => {}
-                Decision::Deny { by: Some(by) } => would_deny.extend(named_at(by.policy)),
-                // None of them matches: all those that ask for a match.
-                Decision::Deny { by: None } => {
-                    let asks = |policy: &Policy| policy.dry_run && policy.action == Action::Allow;
-                    let entries = self.applicable(namespace, named);
-                    let asking = entries.filter(|entry| entry.policy().is_some_and(asks));
-                    would_deny.extend(asking.map(|entry| Arc::clone(entry.name())));
-                }
+        let rehearsed =
+            (allowed && policies().any(|policy| policy.dry_run)).then(|| rehearse(policies(), attempt));
+        let would_deny = match rehearsed {
+            None | Some(Decision::Allow { .. }) => None,
+            Some(Decision::Deny { by: Some(by) }) => named_at(by.policy).map(|name| (name, Some(by.rule))),
+            Some(Decision::Deny { by: None }) => {
+                asking(self.applicable(namespace, named), true).map(|names| (names, None))
             }
-        }
+        };
         Judgement { allowed, cause, policy, rule, would_deny }
     }
 }

@@ -20,6 +20,8 @@ impl Peer {
     pub const LOCAL: u32 = 1;
     /// Its node takes mutual TLS for it.
     pub const MESHED: u32 = 2;
+    /// It runs on this node, and policies in dry run apply to it: the agent is told of whoever is let in, and judges what those would say.
+    pub const REHEARSED: u32 = 4;
 
     /// Whether it runs on this node.
     #[inline(always)]
@@ -31,6 +33,12 @@ impl Peer {
     #[inline(always)]
     pub const fn is_meshed(&self) -> bool {
         self.flags & Self::MESHED != 0
+    }
+
+    /// Whether policies in dry run apply to it.
+    #[inline(always)]
+    pub const fn is_rehearsed(&self) -> bool {
+        self.flags & Self::REHEARSED != 0
     }
 }
 

@@ -62,11 +62,13 @@ pub enum Reason {
     OriginalLost = 27,
     /// A denial was counted, but could not be told: too many at a time.
     DenialLost = 28,
+    /// A connection was let in of which the agent should have been told, since policies in dry run apply: too many at a time.
+    RehearsalLost = 29,
 }
 
 impl Reason {
     /// How many there are: the size of the map.
-    pub const COUNT: u32 = 29;
+    pub const COUNT: u32 = 30;
 
     /// All, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -99,6 +101,7 @@ impl Reason {
         Self::CallersLost,
         Self::OriginalLost,
         Self::DenialLost,
+        Self::RehearsalLost,
     ];
 
     /// Its name in metrics and in `meshctl`.
@@ -133,6 +136,7 @@ impl Reason {
             Self::CallersLost => "callers_lost",
             Self::OriginalLost => "original_lost",
             Self::DenialLost => "denial_lost",
+            Self::RehearsalLost => "rehearsal_lost",
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Verdict {
     pub policy: u32,
     /// The rule of it, counted from 0.
     pub rule: u16,
-    /// [`Verdict::ALLOW`]; anything else denies.
+    /// [`Verdict::ALLOW`]; anything else denies. 0, which no map holds: there is no verdict.
     pub action: u16,
 }
 const _: () = assert!(size_of::<Verdict>() == 8);
@@ -63,6 +63,12 @@ impl Verdict {
     /// It may not.
     pub const DENY: u16 = 2;
 
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_missing(&self) -> bool {
+        self.action == 0
+    }
+
     /// Whether the connection may be.
     #[inline(always)]
     pub const fn allows(&self) -> bool {
@@ -70,7 +76,7 @@ impl Verdict {
     }
 }
 
-/// A connection that was refused by policy: what the kernel tells the agent.
+/// A connection that was refused by policy, or let in where policies in dry run apply: what the kernel tells the agent.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Denial {
@@ -84,9 +90,9 @@ pub struct Denial {
     pub destination: Endpoint,
     /// Number of the set of policies.
     pub policies: u32,
-    /// The verdict; all zero: there is none, and a missing verdict refuses.
+    /// The verdict; all zero: there is none, and a missing verdict refuses, where any policy is in force.
     pub verdict: Verdict,
-    /// [`Denial::CLIENT`] or [`Denial::SERVER`].
+    /// [`Denial::CLIENT`], [`Denial::SERVER`] or [`Denial::ADMITTED`].
     pub side: u32,
 }
 const _: () = assert!(size_of::<Denial>() == 72);
@@ -96,4 +102,6 @@ impl Denial {
     pub const CLIENT: u32 = 1;
     /// Refused where the server runs, before it was accepted.
     pub const SERVER: u32 = 2;
+    /// Let in where the server runs: no denial, unless policies in dry run would have refused it.
+    pub const ADMITTED: u32 = 3;
 }

@@ -22,6 +22,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "inbound::ports_of_the_proxy_are_closed_but_for_tunnels", run: reserved },
     Test { name: "inbound::an_address_of_no_workload_is_closed_where_policies_are_in_force", run: unknown },
     Test { name: "inbound::what_the_pod_says_to_itself_passes", run: loopback },
+    Test {
+        name: "inbound::where_policies_in_dry_run_apply_the_agent_is_told_of_who_is_let_in",
+        run: rehearsed,
+    },
+    Test { name: "inbound::who_is_let_in_takes_no_room_from_denials", run: crowded },
     Test { name: "inbound::an_established_connection_goes_on_whatever_policy_says", run: established },
 ];
 
@@ -194,6 +199,71 @@ fn missing(sandbox: &mut Sandbox) -> Result<()> {
     ensure!(sandbox.reason(Reason::InboundNoVerdict)? == 1, "not counted");
     let told = sandbox.denials()?;
     ensure!(told.len() == 1 && told[0].verdict == Verdict::default(), "told {told:?}");
+    Ok(())
+}
+
+fn rehearsed(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    sandbox.become_workload(OURS)?;
+    for (there, here, family) in both() {
+        let server = scene.listen((there, 0))?;
+        let to = server.local_addr()?;
+        let mut told = |policies, flags, who| -> Result<()> {
+            sandbox.peer(there, workload(policies, flags))?;
+            reaches(&server)?;
+            let told = sandbox.denials()?;
+            let [told] = told.as_slice() else { anyhow::bail!("told {told:?}") };
+            ensure!((told.side, told.policies) == (Denial::ADMITTED, policies), "told {told:?}");
+            ensure!((told.source_workload, told.destination_workload) == (who, THEIRS), "told {told:?}");
+            ensure!(told.source.address() == endpoint((here, 1).into()).address(), "told {told:?}");
+            ensure!(told.destination == endpoint(to), "told {told:?}");
+            Ok(())
+        };
+        // Nothing is in force: nobody is judged, and a verdict that is not there refuses nobody.
+        told(0, Peer::LOCAL | Peer::REHEARSED, OURS)?;
+        told(0, Peer::REHEARSED, 0)?;
+        sandbox.verdict(OURS, SET, 0, family, Verdict::ALLOW)?;
+        let mut told = |flags, side| -> Result<()> {
+            sandbox.peer(there, workload(SET, flags))?;
+            if side == Denial::SERVER {
+                shut(to)?
+            } else {
+                reaches(&server)?
+            }
+            let told = sandbox.denials()?;
+            ensure!(told.len() == 1 && told[0].side == side, "told {told:?}");
+            Ok(())
+        };
+        told(Peer::LOCAL | Peer::REHEARSED, Denial::ADMITTED)?;
+        // By its address, for whom nothing is written.
+        told(Peer::REHEARSED, Denial::SERVER)?;
+    }
+    ensure!(sandbox.reason(Reason::InboundAdmitted)? == 2, "without policies in force nobody is admitted");
+    // A probe of the node's is let in whatever policy says.
+    sandbox.leave_workload()?;
+    sandbox.node(true, link::cookie()?, 0)?;
+    sandbox.peer(THERE4, workload(0, Peer::LOCAL | Peer::REHEARSED))?;
+    reaches(&scene.listen((THERE4, 0))?)?;
+    ensure!(sandbox.denials()?.is_empty(), "told of the node itself");
+    Ok(())
+}
+
+fn crowded(sandbox: &mut Sandbox) -> Result<()> {
+    const MORE_THAN_FIT: usize = 900;
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    sandbox.peer(THERE4, workload(0, Peer::REHEARSED))?;
+    for _ in 0..MORE_THAN_FIT {
+        reaches(&server)?;
+    }
+    let lost = sandbox.reason(Reason::RehearsalLost)? as usize;
+    ensure!(lost > 0, "all found room");
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    shut(server.local_addr()?)?;
+    let told = sandbox.denials()?;
+    ensure!(told.len() + lost == MORE_THAN_FIT + 1, "{} told, {lost} lost", told.len());
+    ensure!(told.last().is_some_and(|last| last.side == Denial::SERVER), "the denial is not told");
+    ensure!(sandbox.reason(Reason::DenialLost)? == 0, "a denial was lost");
     Ok(())
 }
 

@@ -157,7 +157,9 @@ impl Owner {
             let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
             let meshed = if workload.meshed { Peer::MESHED } else { 0 };
             let policies = self.policies.set_of(&workload);
-            let peer = Peer { workload: identity_of(&workload.uid()).0, flags: local | meshed, policies };
+            let rehearsed = local != 0 && self.policies.is_rehearsed(&workload);
+            let flags = local | meshed | if rehearsed { Peer::REHEARSED } else { 0 };
+            let peer = Peer { workload: identity_of(&workload.uid()).0, flags, policies };
             // Of any other the kernel would learn nothing: there may be very many, behind services without pods.
             (peer.flags != 0 || policies != 0).then_some(peer)
         });

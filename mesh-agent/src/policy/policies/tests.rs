@@ -262,6 +262,38 @@ fn a_dry_run_makes_no_set() {
 }
 
 #[test]
+fn peers_are_written_anew_when_the_first_dry_run_comes_and_when_the_last_goes() {
+    let dry = |name, dry_run| mesh_common::api::istio::security::Authorization {
+        dry_run,
+        ..deny_port(name, Scope::Namespace, 80)
+    };
+    let mut world = complete(&[deny_port("bank/real", Scope::Namespace, 81)]);
+    let set = world.kernel.set("bank/till");
+    let mut change = |update| {
+        let plan = world.apply(update, false);
+        let written: Vec<_> = plan.sets.iter().map(|(workload, _)| workload.uid()).collect();
+        let sets = plan.sets.iter().map(|(_, set)| *set).collect::<Vec<_>>();
+        assert!(plan.verdicts.is_empty() && plan.gone.is_empty(), "{plan:?}");
+        assert!(sets.iter().all(|now| *now == set), "{plan:?}");
+        (
+            written,
+            world.policies.is_rehearsed(&world.pod("bank/till")),
+            world.policies.is_rehearsed(&world.pod("shop/web")),
+        )
+    };
+    let till = || vec!["c//Pod/bank/till".to_owned()];
+    assert_eq!(change(updated(&[dry("bank/dry", true)])), (till(), true, false));
+    assert_eq!(change(updated(&[dry("bank/more", true)])), (vec![], true, false));
+    assert_eq!(change(removed(&["bank/dry"])), (vec![], true, false));
+    assert_eq!(change(removed(&["bank/more"])), (till(), false, false));
+    // What is tried first and then put in force.
+    change(updated(&[dry("bank/dry", true)]));
+    let plan = world.apply(updated(&[dry("bank/dry", false)]), false);
+    assert!(!plan.sets.is_empty() && !world.policies.is_rehearsed(&world.pod("bank/till")));
+    assert!(!world.allows("shop/web", "bank/till", 80));
+}
+
+#[test]
 fn what_was_saved_is_enforced_before_the_control_plane_speaks() {
     let mut first = complete(&[deny_port("shop/db-only", Scope::WorkloadSelector, 3)]);
     first.apply(updated(&[deny_port("bank/ns", Scope::Namespace, 80)]), false);

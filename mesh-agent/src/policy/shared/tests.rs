@@ -23,14 +23,14 @@ fn named() -> Authorization {
 }
 
 fn refused(cause: Cause, policy: &str, rule: Option<usize>) -> Judgement {
-    Judgement { allowed: false, cause, policy: Some(policy.into()), rule, would_deny: Vec::new() }
+    Judgement { allowed: false, cause, policy: Some(policy.into()), rule, would_deny: None }
 }
 
 #[test]
 fn a_judgement_says_why() {
     assert_eq!(
         judge(&world(&[named()]), 80),
-        Judgement { allowed: true, cause: Cause::NoAllow, policy: None, rule: None, would_deny: Vec::new() }
+        Judgement { allowed: true, cause: Cause::NoAllow, policy: None, rule: None, would_deny: None }
     );
     assert_eq!(judge(&world(&[named()]), 9), refused(Cause::Rule, "bank/named", Some(0)));
     let allow = policy("bank/allow", Scope::Namespace, WireAction::Allow, vec![ports(&[80])]);
@@ -70,13 +70,14 @@ fn a_dry_run_is_told_where_it_would_refuse() {
     };
     let would = |dry: Authorization, port| {
         let judged = judge(&world(&[named(), dry]), port);
-        (judged.allowed, judged.would_deny.iter().map(|name| name.to_string()).collect::<Vec<_>>())
+        (judged.allowed, judged.would_deny)
     };
-    assert_eq!(would(dry(WireAction::Deny, 80), 80), (true, vec!["bank/dry".to_owned()]));
-    assert_eq!(would(dry(WireAction::Deny, 80), 81), (true, vec![]));
-    assert_eq!(would(dry(WireAction::Allow, 80), 80), (true, vec![]));
-    assert_eq!(would(dry(WireAction::Allow, 80), 81), (true, vec!["bank/dry".to_owned()]));
-    assert_eq!(would(dry(WireAction::Allow, 80), 9), (false, vec![]));
+    let by = |rule| Some(("bank/dry".into(), rule));
+    assert_eq!(would(dry(WireAction::Deny, 80), 80), (true, by(Some(0))));
+    assert_eq!(would(dry(WireAction::Deny, 80), 81), (true, None));
+    assert_eq!(would(dry(WireAction::Allow, 80), 80), (true, None));
+    assert_eq!(would(dry(WireAction::Allow, 80), 81), (true, by(None)));
+    assert_eq!(would(dry(WireAction::Allow, 80), 9), (false, None));
 }
 
 #[test]

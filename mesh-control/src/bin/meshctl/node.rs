@@ -70,11 +70,14 @@ pub(crate) fn certificates(data: Value) -> anyhow::Result<View> {
 }
 
 pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
-    let mut counts = Table::new(&["POLICY", "SIDE", "DENIALS"]);
+    // By a dry run nothing was refused.
+    let mode = |of: &Value| if of["dry_run"] == true { "dry run" } else { "enforced" }.to_owned();
+    let mut counts = Table::new(&["POLICY", "SIDE", "DENIALS", "MODE"]);
     for count in items(&data["counts"]) {
-        counts.row(["policy", "side", "denials"].map(|name| text(count, name)));
+        let [policy, side, denials] = ["policy", "side", "denials"].map(|name| text(count, name));
+        counts.row([policy, side, denials, mode(count)]);
     }
-    let mut last = Table::new(&["TIME", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE"]);
+    let mut last = Table::new(&["TIME", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE", "MODE"]);
     for denial in items(&data["last"]) {
         // Who it is, as well as that is known: by its place in the mesh, by its identity, by its address.
         let who = |end: &Value| {
@@ -90,6 +93,7 @@ pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
             text(destination, "address"),
             text(denial, "policy"),
             text(denial, "rule"),
+            mode(denial),
         ]);
     }
     Ok(View { data, tables: vec![counts, last] })
