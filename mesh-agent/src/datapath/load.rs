@@ -1,6 +1,7 @@
 //! Loads the programs onto the pinned maps and attaches them, or puts them in the place of those that are attached.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::FdLink;
-use aya::programs::{CgroupAttachMode, Program};
+use aya::programs::{CgroupAttachMode, Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::abi::map;
 use tracing::{info, warn};
@@ -25,6 +26,9 @@ use crate::config::{DatapathConfig, KernelLog};
 
 /// How long a new agent waits for the one before it to go.
 const HANDOVER: Duration = Duration::from_secs(10);
+
+/// How often the kernel is asked to load a program: its verifier gives up with EAGAIN when the thread gets a signal.
+const LOAD_ATTEMPTS: usize = 5;
 
 /// Programs that the kernel has accepted, on maps that are pinned.
 pub struct Loaded {
@@ -123,14 +127,23 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "aya knows 28 types of programs, this object has four")]
 fn load_program(name: &str, program: &mut Program) -> Result<()> {
-    match program {
+    let mut load = || match program {
         Program::CgroupSock(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::SkLookup(program) => program.load(),
-        _ => bail!("program {name} is of a type that is not expected"),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    let mut outcome = load();
+    for _ in 1..LOAD_ATTEMPTS {
+        match outcome {
+            Err(ProgramError::LoadError { ref io_error, .. }) if io_error.kind() == ErrorKind::WouldBlock => {
+                outcome = load();
+            }
+            Ok(()) | Err(_) => break,
+        }
     }
-    .with_context(|| format!("the kernel refused program {name}"))
+    outcome.with_context(|| format!("the kernel refused program {name}"))
 }
 
 /// Fills the maps that take the place of others.
