@@ -97,7 +97,7 @@ pub(crate) fn explain(
         From::Workload { namespace, name } => {
             let found = served.workloads.iter().find(|(w, _)| w.namespace == *namespace && w.name == *name);
             let missing = || Unanswered::NoWorkload { namespace: namespace.clone(), name: name.clone() };
-            Some(&found.ok_or_else(missing)?.0)
+            Some(found.ok_or_else(missing)?)
         }
     };
     let named = |service: &&Service| {
@@ -127,7 +127,7 @@ pub(crate) fn explain(
     }
     backends.sort_by(|a, b| (&a.workload, &a.address).cmp(&(&b.workload, &b.address)));
     let source = match (source, &question.from) {
-        (Some(workload), _) => format!("spiffe://{}", identity(workload)),
+        (Some((workload, _)), _) => format!("spiffe://{}", identity(workload)),
         (None, From::Outside(Some(address))) => address.to_string(),
         (None, From::Outside(None) | From::Workload { .. }) => String::new(),
     };
@@ -145,11 +145,12 @@ impl Backend<'_> {
     fn explain(
         &self,
         from: &From,
-        source: Option<&Workload>,
+        source: Option<&(Workload, WorkloadExtension)>,
         served: &Served,
         joined: &Joined,
     ) -> ExplainedBackend {
         let (path, why) = way::way(source, self.workload, self.port, joined);
+        let source = source.map(|(workload, _)| workload);
         let (allowed, policy, rule, verdict) = match path {
             Path::Refused => (false, String::new(), None, "refused before any policy".to_owned()),
             Path::Kernel | Path::Mtls | Path::Plaintext => match self.unguarded(joined) {

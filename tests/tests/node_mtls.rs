@@ -124,6 +124,43 @@ fn plaintext_is_taken_unless_policy_is_strict() -> anyhow::Result<()> {
 }
 
 #[test]
+fn disabled_is_what_comes_in_and_not_what_goes_out() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let mesh = Mesh::start(&["z1", "z2"])?;
+    let [open, strict] = <[_; 2]>::try_from(mesh.servers(&[(0, "open-in-the-clear"), (1, "strict")])?)
+        .map_err(|_servers| anyhow::anyhow!("not two servers"))?;
+    let client = mesh.client(1, "client")?;
+    let vip = mesh.serve_all(&web(), std::slice::from_ref(&strict))?;
+    let (inward, outward) = (open.pod.address(8080), strict.pod.address(8080));
+    mesh.agents[0].wait_for_proxies(&["open-in-the-clear"])?;
+    mesh.agents[1].wait_for_proxies(&["strict"])?;
+    mesh.wait_until_carried(1, &client, &inward)?;
+    let modes = [("open-in-the-clear", "DISABLE"), ("strict", "STRICT")];
+    let modes = modes.map(|(app, mode)| peer_authentication("default", app, Some(app), mode));
+    mesh.cluster.manifests().put("modes", &modes)?;
+    until("it is asked in the clear", Duration::from_secs(10), || {
+        let before = mesh.agents[1].reason("proxied")?;
+        let tap = Capture::start(mesh.cluster.fabric())?;
+        let seen = peer::connect(&client, &inward).count(5).run()?;
+        let segments = tap.finish()?;
+        ensure!(seen.of("open-in-the-clear") == 5, "{seen:?}");
+        ensure!(mesh.agents[1].reason("proxied")? == before, "it went through the proxy");
+        ensure!(crossed(&segments, "open-in-the-clear"), "its name did not cross in the clear");
+        Ok(())
+    })?;
+    for to in [outward, vip] {
+        let before = mesh.agents[0].reason("proxied")?;
+        let seen = peer::connect(&open.pod, &to).count(5).run()?;
+        ensure!(seen.of("strict") == 5, "who takes no plaintext refuses it: {seen:?}");
+        ensure!(mesh.agents[0].reason("proxied")? - before == 5, "not through the proxy");
+    }
+    let asked = ["explain", "--from", "default/open-in-the-clear", "--to", "default/web:80"];
+    let told = String::from_utf8(mesh.agents[0].meshctl(&asked)?.stdout)?;
+    ensure!(told.to_lowercase().contains("mtls") && told.contains("allowed"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn an_open_connection_that_policy_no_longer_permits_ends() -> anyhow::Result<()> {
     needs!(Mesh);
     let mesh = Mesh::start(&["z1", "z2"])?;

@@ -172,14 +172,16 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         let text = limited(field, text)?;
         Ok((local && !text.is_empty()).then(|| text.into()))
     };
+    let host_network = matches!(network_mode, wire::NetworkMode::HostNetwork);
+    let meshed = matches!(tunnel, wire::TunnelProtocol::Hbone) && !host_network;
     let place = Place {
         node: interner.string(&message.node),
         locality: interner.locality(locality),
         network: interner.string(&message.network),
         cluster: interner.string(&message.cluster_id),
-        host_network: matches!(network_mode, wire::NetworkMode::HostNetwork),
-        meshed: matches!(tunnel, wire::TunnelProtocol::Hbone)
-            && !matches!(network_mode, wire::NetworkMode::HostNetwork),
+        host_network,
+        meshed,
+        outbound_meshed: meshed || (extension.outbound_meshed && !host_network),
         healthy: matches!(status, wire::WorkloadStatus::Healthy),
         weight: message.capacity.unwrap_or(1),
         pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,

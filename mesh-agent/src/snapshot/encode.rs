@@ -104,6 +104,7 @@ fn workload(of: &Workload) -> wire::Workload {
             .filter(has_udp)
             .map(|m| (m.service.to_string(), list(m, Protocol::Udp)))
             .collect(),
+        outbound_meshed: of.outbound_meshed && !of.meshed,
     };
     wire::Workload {
         uid: of.uid(),

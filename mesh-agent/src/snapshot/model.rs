@@ -223,6 +223,8 @@ pub struct Place {
     pub host_network: bool,
     /// Its node takes mutual TLS for it, at its own address.
     pub meshed: bool,
+    /// What it sends to those of whom that is true goes by mutual TLS.
+    pub outbound_meshed: bool,
     /// Ready in general; a membership may still say otherwise.
     pub healthy: bool,
     /// Share in balancing; 0 receives nothing.

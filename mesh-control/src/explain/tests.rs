@@ -71,12 +71,18 @@ fn the_way_depends_on_both_ends() {
     let host = |(workload, extension): (Workload, WorkloadExtension)| {
         (Workload { network_mode: NetworkMode::HostNetwork.into(), ..workload }, extension)
     };
+    // By PeerAuthentication DISABLE.
+    let sends = |(workload, extension): (Workload, WorkloadExtension)| {
+        (workload, WorkloadExtension { outbound_meshed: true, ..extension })
+    };
     for (to, from, path) in [
         (workload("a", "n1", 1, true), client("client", "n1", true), Path::Kernel),
         (workload("a", "n1", 1, false), client("client", "n1", false), Path::Kernel),
         (workload("a", "n2", 1, true), client("client", "n1", true), Path::Mtls),
         (workload("a", "n2", 1, false), client("client", "n1", true), Path::Plaintext),
         (workload("a", "n2", 1, true), client("client", "n1", false), Path::Plaintext),
+        (workload("a", "n2", 1, true), sends(client("client", "n1", false)), Path::Mtls),
+        (workload("a", "n2", 1, false), sends(client("client", "n1", false)), Path::Plaintext),
         (workload("a", "n3", 1, false), client("client", "n1", true), Path::Plaintext),
         (workload("a", "n1", 1, true), client("client", "n3", false), Path::Plaintext),
         (host(workload("a", "n1", 1, false)), client("client", "n1", true), Path::Plaintext),

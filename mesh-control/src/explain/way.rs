@@ -4,7 +4,7 @@ use mesh_common::{
     abi::Proxy,
     api::{
         istio::workload::{NetworkMode, Workload},
-        mesh::v1::explained_backend::Path,
+        mesh::v1::{WorkloadExtension, explained_backend::Path},
     },
 };
 
@@ -12,8 +12,13 @@ use super::is_meshed;
 use crate::index::Joined;
 
 /// The way, and why it is this one.
-pub(super) fn way(source: Option<&Workload>, to: &Workload, port: u16, joined: &Joined) -> (Path, String) {
-    let Some(from) = source else {
+pub(super) fn way(
+    source: Option<&(Workload, WorkloadExtension)>,
+    to: &Workload,
+    port: u16,
+    joined: &Joined,
+) -> (Path, String) {
+    let Some((from, extension)) = source else {
         return (Path::Plaintext, "the client is outside the mesh".to_owned());
     };
     if !joined.contains_key(from.node.as_str()) {
@@ -43,7 +48,7 @@ pub(super) fn way(source: Option<&Workload>, to: &Workload, port: u16, joined: &
     if port == Proxy::TUNNEL {
         return tunnel();
     }
-    if !is_meshed(from) {
+    if !is_meshed(from) && !extension.outbound_meshed {
         return (Path::Plaintext, outside("the client", from, joined));
     }
     (Path::Mtls, "both are meshed, on different nodes".to_owned())
@@ -56,7 +61,9 @@ fn outside(who: &str, workload: &Workload, joined: &Joined) -> String {
     } else if !joined.contains_key(workload.node.as_str()) {
         absent(who, &workload.node)
     } else {
-        format!("{who} has opted out, by its label, its namespace's, or PeerAuthentication DISABLE")
+        format!(
+            "{who} has opted out, by its label, its namespace's, or (as a server) PeerAuthentication DISABLE"
+        )
     }
 }
 

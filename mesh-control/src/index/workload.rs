@@ -77,11 +77,12 @@ impl Index {
             workload.network_mode = NetworkMode::HostNetwork.into();
         }
         let own = !pod.spec.host_network && !workload.addresses.is_empty();
-        self.write_policy(&Origin::Pod(name.clone()), &pod.metadata.labels, own, &mut workload);
+        let outbound_meshed =
+            self.write_policy(&Origin::Pod(name.clone()), &pod.metadata.labels, own, &mut workload);
         // The kubelet names the cgroup of a static pod after the hash of its manifest, not after the uid of its mirror.
         let static_pod = pod.metadata.annotations.get("kubernetes.io/config.hash");
         let pod_uid = static_pod.unwrap_or(&pod.metadata.uid).clone();
-        let extension = WorkloadExtension { pod_uid, ..WorkloadExtension::default() };
+        let extension = WorkloadExtension { pod_uid, outbound_meshed, ..WorkloadExtension::default() };
         Some(Draft { workload, extension, members, state: own_state(pod) })
     }
 
@@ -95,8 +96,9 @@ impl Index {
         let cgroup = entry.annotation("mesh.dev/cgroup").to_owned();
         // Without a cgroup no agent can know its processes.
         let own = !cgroup.is_empty();
-        self.write_policy(&Origin::WorkloadEntry(name.clone()), &meta.labels, own, &mut workload);
-        let extension = WorkloadExtension { cgroup, ..WorkloadExtension::default() };
+        let outbound_meshed =
+            self.write_policy(&Origin::WorkloadEntry(name.clone()), &meta.labels, own, &mut workload);
+        let extension = WorkloadExtension { cgroup, outbound_meshed, ..WorkloadExtension::default() };
         Some(Draft { workload, extension, members, state: State::Ready })
     }
 
@@ -121,13 +123,21 @@ impl Index {
     }
 
     /// Writes which policies the workload names, and whether peers reach it through the node proxies; `own`: it may have a
-    /// network namespace of its own.
-    fn write_policy(&self, origin: &Origin, labels: &Labels, own: bool, workload: &mut api::Workload) {
+    /// network namespace of its own. Whether what it sends goes by mutual TLS though they do not.
+    fn write_policy(
+        &self,
+        origin: &Origin,
+        labels: &Labels,
+        own: bool,
+        workload: &mut api::Workload,
+    ) -> bool {
         let applied = self.policies_of(origin, &workload.namespace);
         workload.authorization_policies = applied.names;
-        if own && !applied.disabled && self.is_meshed(&workload.node, &workload.namespace, labels) {
+        let meshed = own && self.is_meshed(&workload.node, &workload.namespace, labels);
+        if meshed && !applied.disabled {
             workload.tunnel_protocol = TunnelProtocol::Hbone.into();
         }
+        meshed && applied.disabled
     }
 
     /// The node's region and zone; `zone` wins where it is known.

@@ -201,7 +201,7 @@ impl Owner {
             Some(proxy) => drop(self.proxies.insert(Arc::clone(uid), proxy)),
             None => drop(self.proxies.remove(uid)),
         }
-        let meshed = self.snapshot.workload(uid).is_some_and(|workload| workload.meshed);
+        let meshed = self.snapshot.workload(uid).is_some_and(|workload| workload.outbound_meshed);
         let told = proxy.map(|proxy| if meshed { proxy } else { Proxy { flags: Proxy::DIRECT, ..proxy } });
         match self.datapath.peers().set_proxy(identity_of(uid).0, told) {
             Ok(()) => drop(self.untold.remove(uid)),

@@ -37,6 +37,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
             network: "".into(),
             cluster: "c".into(),
             meshed: false,
+            outbound_meshed: false,
             host_network: false,
             healthy: true,
             weight: 1,

@@ -74,6 +74,22 @@ fn a_service_to_pass_through_has_no_address_to_translate() {
 }
 
 #[test]
+fn what_a_workload_sends_may_be_meshed_where_what_it_takes_is_not() {
+    let read = |tunnel: wire::TunnelProtocol, outbound_meshed| {
+        let message = wire::Workload {
+            tunnel_protocol: tunnel.into(),
+            ..workload(POD, "10.244.0.1", "node-a", &[WEB])
+        };
+        let extension = ext::WorkloadExtension { outbound_meshed, ..Default::default() };
+        let workload = parsed_workload(extend_workload(message, &extension));
+        (workload.meshed, workload.outbound_meshed)
+    };
+    assert_eq!(read(wire::TunnelProtocol::Hbone, false), (true, true));
+    assert_eq!(read(wire::TunnelProtocol::None, true), (false, true));
+    assert_eq!(read(wire::TunnelProtocol::None, false), (false, false));
+}
+
+#[test]
 fn a_workload_is_read() {
     let other = "shop/other.shop.svc.cluster.local";
     let mut message = workload(POD, "10.244.0.1", "node-a", &[WEB, other]);
@@ -90,8 +106,10 @@ fn a_workload_is_read() {
         unready_in: vec![other.to_owned()],
         terminating_in: vec![WEB.to_owned()],
         udp_services: [(WEB.to_owned(), wire::PortList { ports: ports(&[(80, 5080)]) })].into(),
+        outbound_meshed: true,
     };
     let workload = parsed_workload(extend_workload(message, &extension));
+    assert!(!workload.outbound_meshed, "it shares the network of its node");
     assert_eq!((&*workload.uid(), &*workload.name), (POD, "web-1"));
     assert_eq!(
         (&*workload.account().namespace, &*workload.account().service_account, &*workload.node),

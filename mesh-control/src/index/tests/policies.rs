@@ -1,6 +1,11 @@
 //! Which workloads name which policies, and which are announced as meshed.
 
-use mesh_common::api::istio::{security::Scope, workload::TunnelProtocol};
+use mesh_common::api::{
+    WORKLOAD_EXTENSION,
+    istio::{security::Scope, workload::TunnelProtocol},
+    mesh::v1::WorkloadExtension,
+};
+use prost::Message as _;
 
 use super::*;
 
@@ -34,6 +39,13 @@ impl World {
 
     fn is_meshed(&self, name: &str) -> bool {
         self.workload(name).tunnel_protocol() == TunnelProtocol::Hbone
+    }
+
+    fn extension(&self, name: &str) -> WorkloadExtension {
+        let extensions = self.workload(name).extensions;
+        let config =
+            extensions.iter().find(|one| one.name == WORKLOAD_EXTENSION).and_then(|one| one.config.as_ref());
+        config.map(|config| WorkloadExtension::decode(config.value.as_slice()).unwrap()).unwrap_or_default()
     }
 
     fn join(&mut self, node: &str) -> Vec<String> {
@@ -260,7 +272,7 @@ fn workloads_are_meshed_when_their_agent_has_joined() {
 
     let disable = "selector: {matchLabels: {app: web}}, mtls: {mode: DISABLE}";
     assert_eq!(world.put("peers", &peers("w", "shop", disable)), [&format!("policy {STRICT}"), web]);
-    assert!(!world.is_meshed(web));
+    assert!(!world.is_meshed(web) && world.extension(web).outbound_meshed);
     // But a port that takes no plaintext must be reachable.
     world.put("peers", &peers("w", "shop", &format!("{disable}, portLevelMtls: {{80: {{mode: STRICT}}}}")));
     assert!(world.is_meshed(web));
