@@ -15,7 +15,7 @@ use super::owner::Owner;
 use crate::datapath::passages::{self, socket_address};
 use crate::identity::spiffe_of;
 use crate::pods::host::{Denial, Judged, Side};
-use crate::policy::{self, Caller, NO_MATCH, NO_VERDICT, Refusal};
+use crate::policy::{self, Caller, Cause, NO_MATCH, NO_VERDICT, Refusal};
 use crate::snapshot::Workload;
 
 /// How often the kernel programs' denials are read.
@@ -52,13 +52,16 @@ impl Owner {
             abi::Denial::CLIENT => policy::Side::Client,
             _ => policy::Side::Server,
         };
-        let policy = match denial.verdict {
-            abi::Verdict { action: 0, .. } => NO_VERDICT.into(),
+        let (policy, cause) = match denial.verdict {
+            verdict if verdict.is_missing() => (NO_VERDICT.into(), None),
             abi::Verdict { policy: 0, .. } => {
-                self.policies.asking(denial.policies).unwrap_or_else(|| NO_MATCH.into())
+                let asking = self.policies.asking(denial.policies);
+                (asking.unwrap_or_else(|| NO_MATCH.into()), Some(Cause::NoMatch))
             }
             abi::Verdict { policy, .. } => {
-                self.policies.name(policy).unwrap_or_else(|| format!("number {policy}").into())
+                let name = self.policies.name(policy);
+                let cause = name.as_ref().map(|name| self.policies.cause(name));
+                (name.unwrap_or_else(|| format!("number {policy}").into()), cause)
             }
         };
         let refusal = Refusal {
@@ -67,8 +70,8 @@ impl Owner {
             source: self.end(denial.source_workload, socket_address(&denial.source)),
             destination: self.end(denial.destination_workload, socket_address(&denial.destination)),
             policy,
-            rule: (denial.verdict.policy != 0).then_some(usize::from(denial.verdict.rule)),
-            cause: None,
+            rule: (cause == Some(Cause::Rule)).then_some(usize::from(denial.verdict.rule)),
+            cause,
             dry_run: false,
         };
         self.denials.tell(refusal, Instant::now());
@@ -91,7 +94,7 @@ impl Owner {
             destination: self.end(admitted.destination_workload, Some(destination)),
             policy,
             rule,
-            cause: None,
+            cause: Some(cause_of(rule)),
             dry_run: true,
         };
         self.denials.tell(refusal, Instant::now());
@@ -117,10 +120,10 @@ impl Owner {
 
 /// A denial of a proxy, as the owner keeps them.
 pub(super) fn refusal(denial: Denial) -> Refusal {
-    let Judged { allowed: dry_run, policy, rule, would_deny } = denial.judged;
-    let (policy, rule) = match would_deny {
-        Some((policy, rule)) => (Some(policy), rule),
-        None => (policy, rule),
+    let Judged { allowed: dry_run, policy, rule, cause, would_deny } = denial.judged;
+    let (policy, rule, cause) = match would_deny {
+        Some((policy, rule)) => (Some(policy), rule, Some(cause_of(rule))),
+        None => (policy, rule, cause),
     };
     Refusal {
         at: SystemTime::now(),
@@ -136,9 +139,14 @@ pub(super) fn refusal(denial: Denial) -> Refusal {
         destination: known(&denial.destination, Some(denial.address)),
         policy: policy.unwrap_or_else(|| NO_MATCH.into()),
         rule,
-        cause: None,
+        cause,
         dry_run,
     }
+}
+
+/// Why somebody is refused who is not refused for want of policies.
+fn cause_of(rule: Option<usize>) -> Cause {
+    if rule.is_some() { Cause::Rule } else { Cause::NoMatch }
 }
 
 fn known(workload: &Workload, address: Option<SocketAddr>) -> Caller {
@@ -163,18 +171,24 @@ mod tests {
             source_ip: "10.0.0.2".parse().unwrap(),
             destination,
             address: "10.0.0.1:80".parse().unwrap(),
-            judged: Judged { policy: Some("shop/one".into()), rule: Some(2), ..Judged::default() },
+            judged: Judged {
+                policy: Some("shop/one".into()),
+                rule: Some(2),
+                cause: Some(Cause::Rule),
+                ..Judged::default()
+            },
         };
         let told = refusal(denial.clone());
         assert_eq!((told.side, &*told.policy, told.rule), (policy::Side::Proxy, "shop/one", Some(2)));
         assert_eq!(told.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
         assert_eq!(told.destination.workload.as_deref(), Some("c//Pod/shop/db"));
         assert_eq!(told.destination.address, Some("10.0.0.1:80".parse().unwrap()));
-        assert!(!told.dry_run);
+        assert_eq!((told.cause, told.dry_run), (Some(Cause::Rule), false));
 
         let would_deny = Some(("shop/trial".into(), None));
         let told =
             refusal(Denial { judged: Judged { allowed: true, would_deny, ..denial.judged }, ..denial });
         assert_eq!((&*told.policy, told.rule, told.dry_run), ("shop/trial", None, true));
+        assert_eq!(told.cause, Some(Cause::NoMatch));
     }
 }

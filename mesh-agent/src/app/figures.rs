@@ -83,6 +83,7 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
     let mut outcomes = figures.outcomes();
     outcomes.insert("stopped", read(&counts.stopped));
     outcomes.insert("stranded", read(&counts.stranded));
+    outcomes.insert("malformed", read(&counts.malformed));
     ProxySide {
         name: of.name(),
         connections,

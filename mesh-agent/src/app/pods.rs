@@ -48,8 +48,8 @@ impl Judge for Shared {
         port: u16,
     ) -> Judged {
         let judgement = self.judge(destination, source, source_ip, destination_ip, port);
-        let policy::Judgement { allowed, policy, rule, would_deny, cause: _ } = judgement;
-        Judged { allowed, policy, rule, would_deny }
+        let policy::Judgement { allowed, policy, rule, would_deny, cause } = judgement;
+        Judged { allowed, policy, rule, cause: Some(cause), would_deny }
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -13,6 +13,7 @@ use crate::proxy::outbound::Outbound;
 /// How a connection can end; refused ones have the name of their [`crate::proxy::stream::Reason`].
 const ENDED: &str = "ended";
 const CUT: &str = "cut";
+const REVOKED: &str = "revoked";
 
 /// Why a connection got no route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,7 +68,8 @@ impl SideFigures {
         let (name, moved) = match outcome {
             Outcome::Refused(reason) => (reason.name(), None),
             Outcome::Ended(moved) => (ENDED, Some(moved)),
-            Outcome::Cut(moved, _) => (CUT, Some(moved)),
+            Outcome::Cut(moved, _why) => (CUT, Some(moved)),
+            Outcome::Revoked => (REVOKED, None),
         };
         if let Some(moved) = moved {
             self.sent.fetch_add(moved.sent, Relaxed);

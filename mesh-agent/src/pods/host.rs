@@ -12,6 +12,7 @@ use tokio::sync::watch;
 pub use crate::proxy::host::Original;
 
 use crate::identity::SpiffeId;
+use crate::policy::Cause;
 use crate::snapshot::Workload;
 
 /// The kernel programs.
@@ -41,6 +42,8 @@ pub struct Judged {
     pub policy: Option<Arc<str>>,
     /// Its rule, counted from 0.
     pub rule: Option<usize>,
+    /// Why, where that is known.
+    pub cause: Option<Cause>,
     /// It may be, but policies in dry run would have refused it: which, and by which rule.
     pub would_deny: Option<(Arc<str>, Option<usize>)>,
 }

@@ -63,13 +63,14 @@ impl Inside {
     }
 }
 
-impl Inward for Inside {
-    fn permits(&self, wanted: &Wanted) -> Result<(), Denied> {
+impl Inside {
+    /// What policy says; denials are told, and when it comes what policies in dry run would have said.
+    fn judge(&self, wanted: &Wanted, comes: bool) -> Result<(), Denied> {
         let workload = self.pod.workload();
         let source_ip = wanted.peer.ip().to_canonical();
         let (ip, port) = (wanted.destination.ip(), wanted.destination.port());
         let judged = self.shared.judge.judge(&workload, wanted.source.as_ref(), source_ip, ip, port);
-        if judged.allowed && judged.would_deny.is_none() {
+        if judged.allowed && !(comes && judged.would_deny.is_some()) {
             return Ok(());
         }
         let answer = match judged.allowed {
@@ -86,6 +87,16 @@ impl Inward for Inside {
         });
         answer
     }
+}
+
+impl Inward for Inside {
+    fn permits(&self, wanted: &Wanted) -> Result<(), Denied> {
+        self.judge(wanted, true)
+    }
+
+    fn still(&self, wanted: &Wanted) -> bool {
+        self.judge(wanted, false).is_ok()
+    }
 
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>> {
         Box::pin(self.connect(wanted))
@@ -96,7 +107,8 @@ impl Inward for Inside {
         self.shared.mesh.changed()
     }
 
-    fn finished(&self, _wanted: &Wanted, outcome: &Outcome) {
+    fn finished(&self, wanted: &Wanted, outcome: &Outcome) {
+        debug!(peer = %wanted.peer, to = %wanted.destination, ?outcome, "an inbound connection has ended");
         self.shared.figures.inbound.finished(outcome);
     }
 }

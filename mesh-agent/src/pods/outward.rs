@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tracing::debug;
 
 use super::Shared;
 use super::figures::NoRoute;
@@ -113,7 +114,8 @@ impl Outward for Outside {
         self.shared.mesh.changed()
     }
 
-    fn finished(&self, _dialled: &Dialled, outcome: &Outcome) {
+    fn finished(&self, dialled: &Dialled, outcome: &Outcome) {
+        debug!(application = %dialled.application, ?outcome, "an outbound connection has ended");
         self.shared.figures.outbound.finished(outcome);
     }
 

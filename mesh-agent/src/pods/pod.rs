@@ -191,26 +191,36 @@ impl Pod {
     async fn open_and_serve(&mut self, found: &mut Found, namespace: &Namespace) -> Woken {
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
-            let opened = match spiffe_of(&enrolled.workload) {
+            let (reason, pause, own) = match spiffe_of(&enrolled.workload) {
                 Ok(own) => match open(namespace, &enrolled.workload.addresses, &self.home).await {
-                    Ok(listeners) => Ok((own, listeners)),
+                    Ok(listeners) => {
+                        return self.serve(found, namespace, &enrolled, own, listeners).await;
+                    }
                     Err(error) => {
                         self.shared.figures.listen_failures.fetch_add(1, Relaxed);
-                        Err((error.to_string(), if error.is_early() { self.pace() } else { RETRY }))
+                        let pause = if error.is_early() { self.pace() } else { RETRY };
+                        (error.to_string(), pause, Some(own))
                     }
                 },
-                Err(error) => Err((error.to_string(), RETRY)),
+                Err(error) => (error.to_string(), RETRY, None),
             };
-            let pause = match opened {
-                Ok((own, listeners)) => {
-                    return self.serve(found, namespace, &enrolled, own, listeners).await;
+            self.fail(reason);
+            // It is guarded without a proxy as well, and so are the connections that it has.
+            let (_phase, drain) = Drain::new();
+            let shared = Arc::clone(&self.shared);
+            let looking = async {
+                if let Some(own) = own {
+                    let workload = RwLock::new(Arc::clone(&enrolled.workload));
+                    let served = Arc::new(Served { own, namespace: namespace.clone(), workload });
+                    revoked::watch(shared, served, drain).await;
                 }
-                Err((reason, pause)) => {
-                    self.fail(reason);
-                    pause
-                }
+                std::future::pending().await
             };
-            match self.wait(pause).await {
+            let woken = tokio::select! {
+                woken = self.wait(pause) => woken,
+                woken = looking => woken,
+            };
+            match woken {
                 Woken::Time if self.is_inside(found) => {}
                 woken @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => return woken,
             }

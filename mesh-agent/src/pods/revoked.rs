@@ -14,10 +14,12 @@ use crate::identity::spiffe_of;
 use crate::policy::NOT_ARRIVED;
 use crate::proxy::drain::{Drain, Phase};
 use crate::snapshot::Workload;
-use crate::sockets::{Caller, Judge};
+use crate::sockets::{Caller, DiagError, Judge};
 
 /// The kernel is told of a change while the proxies are: what it lets in until then is found a moment later.
 const LOOKS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(900)];
+/// How soon is looked again for what could not be looked through, or not be ended.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Looks through the pod's connections once, since there may be some from before it was guarded, and after each change, until the drain
 /// begins.
@@ -26,9 +28,14 @@ pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drai
     changed.mark_changed();
     let looking = async {
         while changed.changed().await.is_ok() {
+            let mut whole = true;
             for pause in LOOKS {
                 sleep(pause).await;
-                look(&shared, &pod).await;
+                whole = look(&shared, &pod).await;
+            }
+            while !whole && !changed.has_changed().unwrap_or(true) {
+                sleep(RETRY).await;
+                whole = look(&shared, &pod).await;
             }
         }
     };
@@ -38,14 +45,21 @@ pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drai
     }
 }
 
-async fn look(shared: &Arc<Shared>, pod: &Arc<Served>) {
+/// Whether nothing is left of what may no longer be, as far as this kernel can do that.
+async fn look(shared: &Arc<Shared>, pod: &Arc<Served>) -> bool {
     let addresses = pod.workload().addresses.to_vec();
     let workload = pod.workload();
     let now = Now { shared: Arc::clone(shared), workload: Arc::clone(&workload) };
-    // What goes wrong is counted and told there, too.
     match shared.sweeper.sweep(&pod.namespace, addresses, now).await {
-        Ok(swept) => debug!(workload = workload.uid(), ?swept, "looked through its connections"),
-        Err(error) => debug!(workload = workload.uid(), %error, "its connections cannot be looked through"),
+        Ok(swept) => {
+            debug!(workload = workload.uid(), ?swept, "looked through its connections");
+            swept.left == 0
+        }
+        Err(DiagError::Unsupported) => true,
+        Err(error) => {
+            debug!(workload = workload.uid(), %error, "its connections cannot be looked through");
+            false
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl Judge for Refuses {
         let named = destination.policies().iter().any(|policy| **policy == *"shop/nobody");
         let refused = named || self.who.lock().unwrap().iter().any(|who| Some(who) == source);
         let policy = refused.then(|| "shop/nobody".into());
-        Judged { allowed: !refused, policy, rule: refused.then_some(0), would_deny: None }
+        Judged { allowed: !refused, policy, rule: refused.then_some(0), ..Judged::default() }
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -25,6 +25,20 @@ pub enum Cause {
     NotArrived,
 }
 
+impl Cause {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rule => "rule",
+            Self::NoAllow => "no-allow",
+            Self::NoMatch => "no-match",
+            Self::Awaited => "awaited",
+            Self::NotUnderstood => "not-understood",
+            Self::NotArrived => "not-arrived",
+        }
+    }
+}
+
 /// A policy and its number.
 #[derive(Debug)]
 pub(super) struct Entry {

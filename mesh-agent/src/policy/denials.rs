@@ -174,6 +174,7 @@ impl Denials {
             port = refusal.destination.address.map_or(0, |address| address.port()),
             policy = %refusal.policy,
             rule = refusal.rule,
+            cause = refusal.cause.map(Cause::name),
             side = refusal.side.name(),
             suppressed,
             "{}",

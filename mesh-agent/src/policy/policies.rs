@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use mesh_common::abi::{PlainKey, Verdict, VerdictKey, identity_of};
 use tracing::warn;
 
-use super::catalog::{Entry, Touched};
+use super::NOT_ARRIVED;
+use super::catalog::{Cause, Entry, Touched};
 use super::classes::{Classes, Unused};
 use super::ledger::Ledger;
 use super::numbers::Numbers;
@@ -228,6 +229,16 @@ impl Policies {
     /// The number of the workload's set of policies, as [`mesh_common::abi::Peer`] wants it.
     pub fn set_of(&self, workload: &Workload) -> u32 {
         self.classes.set_of(workload)
+    }
+
+    /// Why the policy of that name refuses, if it does.
+    pub fn cause(&self, name: &str) -> Cause {
+        match self.shared.read().get(name) {
+            _ if name == NOT_ARRIVED => Cause::NotArrived,
+            None => Cause::Awaited,
+            Some(entry) if entry.policy().is_none() => Cause::NotUnderstood,
+            Some(_) => Cause::Rule,
+        }
     }
 
     /// Whether policies in dry run apply to the workload.

@@ -25,13 +25,28 @@ pub(super) struct Source {
 impl Source {
     /// The families in which it connects to workloads of a set: those of its own addresses; all, where it shares its node's.
     pub(super) fn families(&self, set: &Set) -> impl Iterator<Item = u16> {
-        let shared = self.workload.host_network || self.workload.addresses.is_empty();
-        // Which of the node's addresses it will use is not known: without a verdict the connection is judged elsewhere, or refused.
-        let unknown = shared && set.mentions.source_ips();
         FAMILIES.into_iter().filter(move |family| {
             let own = || self.workload.addresses.iter().any(|address| family_of(*address) == *family);
-            !unknown && (shared || own()) && set.has_family(*family)
+            (self.is_shared() || own()) && set.has_family(*family)
         })
+    }
+
+    /// From where it connects, where that counts. Which of its node's addresses a workload will use that shares them nobody knows before: it is
+    /// judged as if it came from each there is.
+    fn from(&self, set: &Set, family: u16) -> Vec<SourceIp> {
+        if !set.mentions.source_ips() {
+            return vec![SourceIp::One(Ipv4Addr::UNSPECIFIED.into())];
+        }
+        if self.is_shared() {
+            let blocks = set.blocks().into_iter().filter(|block| family_of(block.address()) == family);
+            return blocks.map(SourceIp::Block).collect();
+        }
+        let own = self.workload.addresses.iter().filter(|address| family_of(**address) == family);
+        own.copied().map(SourceIp::One).collect()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.workload.host_network || self.workload.addresses.is_empty()
     }
 }
 
@@ -54,6 +69,14 @@ impl Set {
             Some(list) => list.iter().copied().filter(|address| family_of(*address) == family).collect(),
             None => vec![Ipv4Addr::UNSPECIFIED.into()],
         }
+    }
+
+    /// The blocks that addresses are alike in, those of all among them. Both families in any case: an address without a verdict of its own would go
+    /// by that of a wider block of the other family.
+    fn blocks(&self) -> Vec<Block> {
+        let listed = &self.mentions.source_blocks;
+        let all = [Block::V4, Block::V6].into_iter().filter(|all| !listed.contains(all));
+        listed.iter().copied().chain(all).collect()
     }
 
     /// The verdict that holds for all these; refused, if one of them is: which one it will be the key cannot tell.
@@ -85,17 +108,13 @@ impl Set {
 pub(super) fn verdicts(number: u32, set: &Set, identity: u64, source: &Source) -> Vec<(VerdictKey, Verdict)> {
     let mut rows = Vec::new();
     for family in source.families(set) {
-        let counts = set.mentions.source_ips();
-        let mut from: Vec<IpAddr> = vec![Ipv4Addr::UNSPECIFIED.into()];
-        if counts {
-            from = source.workload.addresses.iter().copied().filter(|ip| family_of(*ip) == family).collect();
-        }
+        let from = source.from(set, family);
         let to = set.destinations(family);
         for (key, port) in set.ports() {
             let attempts = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
             let verdict = set.judge(attempts.map(|(from, to)| Attempt {
                 source: source.identity.as_ref().map(principal),
-                source_ip: SourceIp::One(from),
+                source_ip: from,
                 destination_ip: to,
                 port,
             }));
@@ -117,9 +136,7 @@ pub(super) fn keys(number: u32, set: &Set, identity: u64, families: &[u16]) -> V
 
 /// The verdicts for whoever comes without an identity, in an order in which they may be written one by one.
 pub(super) fn plain(number: u32, set: &Set) -> Vec<(u32, PlainKey, Verdict)> {
-    let mut blocks: Vec<Block> = set.mentions.source_blocks.iter().copied().collect();
-    // Both families in any case: an address without a verdict of its own would go by that of a wider block of the other family.
-    blocks.extend([Block::V4, Block::V6].into_iter().filter(|all| !set.mentions.source_blocks.contains(all)));
+    let mut blocks = set.blocks();
     // Narrow ones first, so that no address goes by a wider block while its own is not written.
     blocks.sort_by_key(|block| std::cmp::Reverse(prefix(block)));
     let mut rows = Vec::new();

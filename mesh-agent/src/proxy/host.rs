@@ -101,7 +101,7 @@ pub struct Wanted {
     pub source: Option<SpiffeId>,
     /// Address of the other end of the connection that came: a proxy's, or a client's without TLS.
     pub peer: SocketAddr,
-    /// The client's address as its proxy tells it. Told, not proven: for the application to see, and for the log.
+    /// The client's address as its proxy tells it. Told, not proven: for the application to see.
     pub client: Option<SocketAddr>,
     /// The workload's address and port.
     pub destination: SocketAddr,
@@ -134,8 +134,12 @@ impl From<TcpStream> for Application {
 
 /// What the inbound side of a pod asks.
 pub trait Inward: Send + Sync + 'static {
-    /// Whether policy lets it be. Asked when a connection comes and again when [`Inward::changed`] says so.
+    /// Whether policy lets it be. Asked when a connection comes.
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
+    /// Whether policy still lets it be. Asked when [`Inward::changed`] says so.
+    fn still(&self, wanted: &Wanted) -> bool {
+        self.permits(wanted).is_ok()
+    }
     /// A connection to the application, from within the pod's network namespace.
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>>;
     /// A number that changes with whatever [`Inward::permits`] decides by, and when certificates are revoked.
@@ -153,6 +157,8 @@ pub enum Outcome {
     Ended(Moved),
     /// It was torn down, with why.
     Cut(Moved, String),
+    /// It was ended, since it may no longer be: by policy, by a certificate that was revoked, or since its endpoint has gone.
+    Revoked,
 }
 
 impl Outcome {

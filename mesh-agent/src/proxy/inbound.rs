@@ -10,7 +10,7 @@ use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::accept::{self, Room};
@@ -174,6 +174,7 @@ async fn part(tls: &mut Tls) {
 async fn malformed(inbound: &Inbound, tls: &mut Tls, error: TunnelError) {
     debug!(own = %inbound.own, peer = %tls.peer, %error, "a tunnel has ended");
     if matches!(error, TunnelError::Malformed(_)) {
+        count(&inbound.allowance.counts.malformed);
         drop(tunnel::send(tls, &Message::Refused(Reason::BadRequest, "")).await);
     }
 }
@@ -257,6 +258,9 @@ async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Dr
     };
     let mut streams = JoinSet::new();
     let mut draining = false;
+    // A little longer than the client keeps it, so that the client is the one to close.
+    let patience = limits.idle_timeout + limits.idle_timeout / 4;
+    let mut deserted = Instant::now() + patience;
     loop {
         let incoming = tokio::select! {
             () = drain.reached(Phase::Draining), if !draining => {
@@ -264,37 +268,68 @@ async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Dr
                 draining = true;
                 continue;
             }
-            Some(_ended) = streams.join_next() => continue,
+            Some(_ended) = streams.join_next() => {
+                deserted = Instant::now() + patience;
+                continue;
+            }
+            () = sleep_until(deserted), if streams.is_empty() => {
+                // It has been told already, and nothing has come of it.
+                if draining {
+                    return;
+                }
+                server.drain();
+                (draining, deserted) = (true, Instant::now() + limits.handshake_timeout);
+                continue;
+            }
             next = server.next() => match next {
                 Some(Ok(incoming)) => incoming,
-                Some(Err(_)) | None => return,
+                Some(Err(error)) => {
+                    count(&inbound.allowance.counts.malformed);
+                    debug!(own = %inbound.own, %peer, %error, "a tunnel has ended");
+                    break;
+                }
+                None => break,
             },
         };
         if standing.is_revoked() {
-            return;
+            debug!(own = %inbound.own, %peer, "a tunnel has ended: its certificate was revoked");
+            break;
         }
-        if (SystemTime::now() >= until || !standing.is_current()) && !draining {
+        let may_begin = SystemTime::now() < until && standing.is_current();
+        if !may_begin && !draining {
             server.drain();
             draining = true;
         }
         let (inbound, source, standing) = (Arc::clone(inbound), source.clone(), standing.clone());
-        streams.spawn(async move { http2_stream(&inbound, incoming, (source, standing), peer, local).await });
+        streams.spawn(async move {
+            http2_stream(&inbound, incoming, (source, standing, may_begin), (peer, local)).await;
+        });
     }
+    drop(server);
+    // What came before the end is for the applications all the same; then each stream finds that its tunnel has gone.
+    while streams.join_next().await.is_some() {}
 }
 
 async fn http2_stream(
     inbound: &Inbound,
     incoming: Incoming,
-    (source, standing): (SpiffeId, Standing),
-    peer: SocketAddr,
-    local: Option<SocketAddr>,
+    (source, standing, may_begin): (SpiffeId, Standing, bool),
+    (peer, local): (SocketAddr, Option<SocketAddr>),
 ) {
     // Refusals that cannot be sent: the peer has gone.
-    let Ok(asked) = &incoming.asked else { return drop(incoming.refuse(Reason::BadRequest)) };
+    let Ok(asked) = &incoming.asked else {
+        count(&inbound.allowance.counts.malformed);
+        return drop(incoming.refuse(Reason::BadRequest));
+    };
     let Some(_room) = inbound.allowance.connection() else { return drop(incoming.refuse(Reason::Limit)) };
     let destination = canonical(asked.destination);
     debug!(own = %inbound.own, %peer, %destination, traceparent = asked.traceparent, "asked for a stream");
     let wanted = Wanted { source: Some(source), peer, client: asked.client, destination };
+    if !may_begin {
+        // The client makes a new tunnel, with a new certificate.
+        inbound.host.finished(&wanted, &Outcome::Refused(Reason::Draining));
+        return incoming.put_off();
+    }
     let mut changed = inbound.host.changed();
     let local = local.ok_or_else(|| std::io::ErrorKind::NotConnected.into());
     let mut application = match Box::pin(answer(inbound, &wanted, local)).await {
@@ -352,7 +387,7 @@ fn revoked<'a>(
 ) -> impl Future<Output = ()> + Send {
     async move {
         while changed.changed().await.is_ok() {
-            if standing.is_revoked() || inbound.host.permits(wanted).is_err() {
+            if standing.is_revoked() || !inbound.host.still(wanted) {
                 return;
             }
         }
@@ -376,16 +411,7 @@ fn finish(
             }
             (Outcome::of(outcome, moved), clean)
         }
-        None => {
-            count(&inbound.allowance.counts.revoked);
-            (
-                Outcome::Cut(
-                    Moved::default(),
-                    "policy no longer permits it, or its certificate was revoked".to_owned(),
-                ),
-                false,
-            )
-        }
+        None => (Outcome::Revoked, false),
     };
     inbound.host.finished(wanted, &outcome);
     clean

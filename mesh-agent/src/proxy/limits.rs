@@ -68,8 +68,8 @@ pub struct Counts {
     pub handshakes: AtomicU64,
     /// Streams that went to another endpoint than the first.
     pub retried: AtomicU64,
-    /// Connections ended by a change of policy.
-    pub revoked: AtomicU64,
+    /// Requests and tunnels that could not be understood.
+    pub malformed: AtomicU64,
     /// Connections reset because their pod had gone, or the agent stopped.
     pub stopped: AtomicU64,
     /// Connections reset because they could not be handed to the thread that was to carry them.

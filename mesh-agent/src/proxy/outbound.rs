@@ -18,7 +18,7 @@ use super::host::{Dialled, Outcome, Outward, Route};
 use super::inbound::canonical;
 use super::limits::{Allowance, count};
 use super::pool::{Pool, SWEEP};
-use super::relay::{self, Moved, end_on_drop, reset_on_drop};
+use super::relay::{self, end_on_drop, reset_on_drop};
 use super::stream::{Reason, Request};
 use super::threads::{Accepted, Threads};
 use super::tls::{Configs, Standing, Tls};
@@ -148,23 +148,25 @@ fn carry<'a>(
                 let standing = tls.standing.clone();
                 tokio::select! {
                     outcome = own(outbound, application, dialled, (tls, early)) => outcome,
-                    () = revoked(outbound, dialled, Some(&standing), changed) => ended_by_policy(outbound),
+                    () = revoked(outbound, dialled, Some(&standing), changed) => Outcome::Revoked,
                 }
             }
             // Fewer go these ways, and the others should not be as large.
-            Way::Tunnel(Stream::Http2(stream)) => Box::pin(async move {
-                let standing = stream.standing.clone();
-                tokio::select! {
-                    outcome = http2(outbound, application, dialled, stream) => outcome,
-                    () = revoked(outbound, dialled, Some(&standing), changed) => ended_by_policy(outbound),
-                }
-            })
-            .await,
+            Way::Tunnel(Stream::Http2(stream)) => {
+                Box::pin(async move {
+                    let standing = stream.standing.clone();
+                    tokio::select! {
+                        outcome = http2(outbound, application, dialled, stream) => outcome,
+                        () = revoked(outbound, dialled, Some(&standing), changed) => Outcome::Revoked,
+                    }
+                })
+                .await
+            }
             Way::Direct => {
                 Box::pin(async move {
                     tokio::select! {
                         outcome = direct(outbound, application, dialled) => outcome,
-                        () = revoked(outbound, dialled, None, changed) => ended_by_policy(outbound),
+                        () = revoked(outbound, dialled, None, changed) => Outcome::Revoked,
                     }
                 })
                 .await
@@ -190,14 +192,6 @@ fn revoked<'a>(
         // Nobody is left to change it.
         std::future::pending().await
     }
-}
-
-fn ended_by_policy(outbound: &Outbound) -> Outcome {
-    count(&outbound.allowance.counts.revoked);
-    Outcome::Cut(
-        Moved::default(),
-        "its endpoint has gone, its certificate was revoked, or policy no longer permits it".to_owned(),
-    )
 }
 
 /// By a stream of our own protocol, whose tunnel may carry another one afterwards.

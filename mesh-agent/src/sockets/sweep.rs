@@ -31,7 +31,7 @@ pub struct Swept {
     pub seen: usize,
     /// Destroyed.
     pub destroyed: usize,
-    /// Still there, though they should not be.
+    /// Still there, though they should not be: to be tried again.
     pub left: usize,
 }
 
@@ -47,8 +47,21 @@ impl Sweeper {
         &self.counts
     }
 
-    /// Sweeps one pod, which has these addresses.
+    /// Sweeps one pod, which has these addresses. What goes wrong is counted and told.
     pub async fn sweep(
+        &self,
+        namespace: &Namespace,
+        pod: Vec<IpAddr>,
+        judge: impl Judge + Send + 'static,
+    ) -> Result<Swept, DiagError> {
+        let swept = self.look_through(namespace, pod, judge).await;
+        if let Err(error) = &swept {
+            self.counts.count(error);
+        }
+        swept
+    }
+
+    async fn look_through(
         &self,
         namespace: &Namespace,
         pod: Vec<IpAddr>,
@@ -78,13 +91,7 @@ fn sweep(
     ephemeral: &RangeInclusive<u16>,
     judge: &impl Judge,
 ) -> Result<Swept, DiagError> {
-    let sockets = match diag.list() {
-        Ok(sockets) => sockets,
-        Err(error) => {
-            counts.count(&error);
-            return Err(error);
-        }
-    };
+    let sockets = diag.list()?;
     let mut swept = Swept { seen: sockets.len(), ..Swept::default() };
     for (socket, ground) in revoke(&sockets, pod, ephemeral, judge) {
         let (local, remote) = (socket.local, socket.remote);
@@ -97,7 +104,7 @@ fn sweep(
             Ok(false) => {}
             Err(error) => {
                 counts.count(&error);
-                swept.left += 1;
+                swept.left += usize::from(!matches!(error, DiagError::Unsupported));
                 tracing::debug!(%error, %local, %remote, "a connection could not be destroyed");
             }
         }

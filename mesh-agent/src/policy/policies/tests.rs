@@ -54,6 +54,7 @@ impl World {
 fn before_policies_have_come_everything_is_refused() {
     let mut world = world();
     assert_eq!(world.decider("shop/web", "bank/till", 80), NOT_ARRIVED);
+    assert_eq!(world.policies.cause(NOT_ARRIVED), Cause::NotArrived);
     assert!(!world.kernel.by_address([9, 9, 9, 9].into(), "bank/till", 80).unwrap().allows());
     // A part of the answer is not the answer.
     world.apply(updated(&[policy("bank/all", Scope::Namespace, Action::Allow, vec![])]), false);
@@ -100,6 +101,7 @@ fn a_policy_that_is_named_and_has_not_come_refuses_by_its_name() {
     let mut world = complete(&[]);
     assert_eq!(world.decider("shop/web", "shop/db", 80), "shop/db-only");
     assert_eq!(world.awaited(), ["shop/db-only"]);
+    assert_eq!(world.policies.cause("shop/db-only"), Cause::Awaited);
     assert_eq!(world.policies.counts().refusing, 0, "it is not of this node");
     world.pods(&[pod("bank/vault", "10.0.0.9", HERE, &["bank/none", "shop/db-only"])]);
     assert_eq!((world.policies.counts().awaited, world.policies.counts().refusing), (2, 1));
@@ -130,6 +132,10 @@ fn a_policy_that_is_not_understood_refuses_whom_it_is_for() {
         (odd("shop/db-only", Scope::WorkloadSelector), [false, false, true]),
     ] {
         let world = complete(&[named.clone(), policy.clone()]);
+        assert_eq!(
+            world.policies.cause(&format!("{}/{}", policy.namespace, policy.name)),
+            Cause::NotUnderstood
+        );
         assert_eq!(refused(&world), wanted, "{policy:?}");
         assert_eq!(world.policies.counts().not_understood, 1);
     }

@@ -75,6 +75,11 @@ impl Incoming {
         Ok((send, self.receive))
     }
 
+    /// Does not, and tells the peer that nothing was done: it may ask again on another tunnel (RFC 9113, section 8.7).
+    pub fn put_off(mut self) {
+        self.respond.send_reset(h2::Reason::REFUSED_STREAM);
+    }
+
     /// Does not.
     pub fn refuse(mut self, reason: Reason) -> Result<(), h2::Error> {
         let mut response = Response::new(());

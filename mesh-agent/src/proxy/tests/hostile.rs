@@ -1,7 +1,10 @@
 //! Peers and applications that mean no good, and limits.
 
+use std::time::SystemTime;
+
 use super::*;
-use crate::proxy::tls;
+use crate::proxy::hbone::{self, Asked};
+use crate::proxy::tls::{self, fixtures};
 
 /// A tunnel without a proxy behind it.
 async fn tls_of(mesh: &Mesh) -> tls::Tls {
@@ -21,11 +24,45 @@ async fn policy_refuses_before_a_byte_and_ends_what_is_open() {
         mesh.policy.open.store(false, Ordering::Relaxed);
         mesh.policy.changed.send_modify(|version| *version += 1);
         assert!(timeout(LONG, open.read(&mut [0])).await.unwrap().is_err());
-        assert_eq!(mesh.count(|counts| &counts.revoked).1, 1);
+        assert_eq!(mesh.outcomes().last(), Some(&Outcome::Revoked));
         let mut late = mesh.connect(target).await;
         assert!(timeout(LONG, late.read(&mut [0])).await.unwrap().is_err());
         assert_eq!(mesh.outcomes().last(), Some(&Outcome::Refused(Reason::Policy)));
     }
+}
+
+#[tokio::test]
+async fn by_http2_no_stream_begins_either_when_the_clients_certificate_has_ended() {
+    let mesh = Mesh::with(vec![Protocol::H2], limits()).await;
+    let until = SystemTime::now() + Duration::from_secs(3);
+    let short = fixtures::Wanted { until, ..fixtures::Wanted::of(&client()) };
+    mesh.pair.client_held.set(&client(), mesh.pair.authority.issue(&short));
+    let target = echo().await;
+    let tunnel = hbone::Connection::new(tls_of(&mesh).await, 10).await.unwrap();
+    let asked = Asked::to(target);
+    let open = tunnel.open(&asked, None).await;
+    assert!(open.is_ok(), "while it is valid");
+    while SystemTime::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(tunnel.open(&asked, None).await.is_err(), "the first one after its end");
+    assert_eq!(mesh.outcomes(), [Outcome::Refused(Reason::Draining)]);
+    // The one that was open may go on.
+    drop(open);
+}
+
+#[tokio::test]
+async fn what_a_tunnel_carried_is_told_of_when_the_tunnel_is_cut() {
+    let mesh = Mesh::with(vec![Protocol::H2], limits()).await;
+    let target = echo().await;
+    let tls = tls_of(&mesh).await;
+    let wire = socket2::SockRef::from(&tls.tcp).try_clone().unwrap();
+    let tunnel = hbone::Connection::new(tls, 10).await.unwrap();
+    let asked = Asked::to(target);
+    let _open = [tunnel.open(&asked, None).await.unwrap(), tunnel.open(&asked, None).await.unwrap()];
+    wire.shutdown(std::net::Shutdown::Both).unwrap();
+    until("both streams are told of", || matches!(mesh.outcomes()[..], [Outcome::Cut(..), Outcome::Cut(..)]))
+        .await;
 }
 
 #[tokio::test]

@@ -334,5 +334,5 @@ async fn a_removed_endpoint_ends_its_connections_and_no_others() {
     until("it is told", || mesh.table.finished.lock().unwrap().len() == 1).await;
     let (dialled, outcome) = mesh.table.finished.lock().unwrap()[0].clone();
     assert_eq!((dialled.destination, dialled.endpoint), (goes, Some(mesh.endpoint(goes))));
-    assert!(matches!(outcome, Outcome::Cut(..)));
+    assert_eq!(outcome, Outcome::Revoked);
 }

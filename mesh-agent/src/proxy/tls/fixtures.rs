@@ -67,6 +67,11 @@ impl Authority {
 
     /// A list, in PEM, of these certificates.
     pub(crate) fn revoke(&self, certificates: &[&WorkloadCertificate]) -> String {
+        self.revoke_until(certificates, SystemTime::now() + Duration::from_secs(3600))
+    }
+
+    /// The same, for as long as that.
+    pub(crate) fn revoke_until(&self, certificates: &[&WorkloadCertificate], until: SystemTime) -> String {
         let serial = |certificate: &&WorkloadCertificate| {
             let leaf = certificate.certified.cert[0].as_ref();
             let (_, parsed) = X509Certificate::from_der(leaf).unwrap();
@@ -79,7 +84,7 @@ impl Authority {
         };
         let params = CertificateRevocationListParams {
             this_update: (SystemTime::now() - Duration::from_secs(60)).into(),
-            next_update: (SystemTime::now() + Duration::from_secs(3600)).into(),
+            next_update: until.into(),
             crl_number: SerialNumber::from(1u64),
             issuing_distribution_point: None,
             revoked_certs: certificates.iter().map(serial).collect(),

@@ -264,6 +264,9 @@ impl<E: End> Driver<E> {
         let (peer, until) = verifier.finished(chain, unix(SystemTime::now()))?;
         let until = UNIX_EPOCH + Duration::from_secs(until.unsigned_abs());
         let standing = verifier.standing(chain)?;
+        if standing.has_lapsed() {
+            return Err(NotTrusted::ListLapsed.into());
+        }
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
         let (first, tickets) = self.end.finish()?;
         let (receive, send) = E::directions(self.secrets);

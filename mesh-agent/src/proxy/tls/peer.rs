@@ -46,6 +46,9 @@ pub enum NotTrusted {
     /// A resumed session whose certificate has ended meanwhile.
     #[error("the certificate of the resumed session is not valid now")]
     Lapsed,
+    /// A resumed session whose issuers' revocation list has ended meanwhile.
+    #[error("the revocation list that the resumed session was judged by is not valid now")]
+    ListLapsed,
 }
 
 impl From<NotTrusted> for Error {

@@ -1,11 +1,12 @@
 //! Certificates that were revoked, by lists in a file (RFC 5280). A list that cannot be used refuses everybody, one that is missing for an issuer
 //! nobody: the same as in the control plane.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -30,6 +31,8 @@ pub(super) struct Lists {
     /// Why they cannot be used.
     pub(super) broken: Option<String>,
     revoked: HashSet<u64>,
+    /// Until when the list of an issuer, by its name, says something; none: it does not say.
+    ends: HashMap<Vec<u8>, Option<SystemTime>>,
     /// How many there were before.
     pub(super) generation: u64,
 }
@@ -99,7 +102,9 @@ impl Lists {
             Err(reason) => return Self { broken: Some(reason), ..Self::default() },
         };
         match parse(&bytes) {
-            Ok((lists, revoked)) => Self { content: Some(bytes), lists, revoked, ..Self::default() },
+            Ok((lists, revoked, ends)) => {
+                Self { content: Some(bytes), lists, revoked, ends, ..Self::default() }
+            }
             Err(reason) => Self { content: Some(bytes), broken: Some(reason), ..Self::default() },
         }
     }
@@ -116,6 +121,8 @@ pub struct Standing {
     revocations: Arc<Revocations>,
     /// Of the lists that it was verified by.
     generation: u64,
+    /// Until when these say something of it.
+    until: Option<SystemTime>,
     chain: Arc<[u64]>,
 }
 
@@ -128,17 +135,26 @@ impl Standing {
         lists: &Lists,
         chain: &[CertificateDer<'_>],
     ) -> Result<Self, NotTrusted> {
+        let mut until = None::<SystemTime>;
         let numbered = |certificate| {
             let parsed = parse_certificate(certificate)?;
+            let end = lists.ends.get(parsed.issuer().as_raw()).copied().flatten();
+            until = end.map_or(until, |end| Some(until.map_or(end, |until| until.min(end))));
             Ok(number(parsed.issuer().as_raw(), parsed.raw_serial()))
         };
         let chain = chain.iter().map(numbered).collect::<Result<_, NotTrusted>>()?;
-        Ok(Self { revocations: Arc::clone(revocations), generation: lists.generation, chain })
+        Ok(Self { revocations: Arc::clone(revocations), generation: lists.generation, until, chain })
     }
 
-    /// Whether the lists have not changed since it was verified. Else it has to be verified anew before anything begins.
+    /// Whether the lists are those that it was verified by, and none of them has lapsed since. Else it has to be verified anew before anything
+    /// begins.
     pub fn is_current(&self) -> bool {
-        self.revocations.is_current(self.generation)
+        self.revocations.is_current(self.generation) && !self.has_lapsed()
+    }
+
+    /// Whether a list that it was verified by says nothing any more.
+    pub(super) fn has_lapsed(&self) -> bool {
+        self.until.is_some_and(|until| SystemTime::now() >= until)
     }
 
     /// Whether it has been revoked meanwhile.
@@ -148,7 +164,8 @@ impl Standing {
     }
 }
 
-type Parsed = (Vec<CertificateRevocationListDer<'static>>, HashSet<u64>);
+type Parsed =
+    (Vec<CertificateRevocationListDer<'static>>, HashSet<u64>, HashMap<Vec<u8>, Option<SystemTime>>);
 
 fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     let lists = if bytes.windows(11).any(|window| window == b"-----BEGIN ") {
@@ -160,14 +177,18 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
     if lists.is_empty() {
         return Err("holds no revocation list".to_owned());
     }
-    let mut revoked = HashSet::new();
+    let (mut revoked, mut ends) = (HashSet::new(), HashMap::new());
     for list in &lists {
         let (_, parsed) = CertificateRevocationList::from_der(list.as_ref())
             .map_err(|error| format!("a revocation list cannot be read: {error}"))?;
         let issuer = parsed.tbs_cert_list.issuer.as_raw();
+        let end = parsed.next_update().map(|end| u64::try_from(end.timestamp()).unwrap_or(0));
+        let end = end.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        // Of several lists of an issuer the first counts, as when a certificate is verified.
+        ends.entry(issuer.to_vec()).or_insert(end);
         revoked.extend(parsed.iter_revoked_certificates().map(|one| number(issuer, one.raw_serial())));
     }
-    Ok((lists, revoked))
+    Ok((lists, revoked, ends))
 }
 
 /// What a certificate is called here: two of them share a number with a chance of one in 10¹⁹.

@@ -379,6 +379,29 @@ async fn a_revoked_peer_is_refused_by_either_end_and_its_tunnels_carry_no_more()
 }
 
 #[tokio::test]
+async fn a_list_that_ends_says_nothing_of_those_that_it_was_asked_about() {
+    let folder = Directory::new();
+    let mut pair = Pair::new();
+    let (file, lists) = revoking(&mut pair, &folder);
+    let until = SystemTime::now() + Duration::from_secs(3);
+    std::fs::write(&file, pair.authority.revoke_until(&[], until)).unwrap();
+    assert!(lists.iter().all(|list| list.look() == Some(Ok(()))));
+    let (near, far) = pair.tunnel().await;
+    assert!(near.may_begin() && far.may_begin());
+    while SystemTime::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!near.may_begin() && !far.may_begin() && !near.standing.is_revoked());
+    // Neither by another handshake nor by a session that was begun before.
+    let (client, server) = pair.shake().await;
+    assert!(client.is_err() || server.is_err());
+    std::fs::write(&file, pair.authority.revoke(&[])).unwrap();
+    assert!(lists.iter().all(|list| list.look() == Some(Ok(()))));
+    let (near, far) = pair.tunnel().await;
+    assert!(near.may_begin() && far.may_begin());
+}
+
+#[tokio::test]
 async fn whose_issuer_is_revoked_is_revoked_and_what_cannot_be_read_stands_for_nobody() {
     let folder = Directory::new();
     let mut pair = Pair::new();

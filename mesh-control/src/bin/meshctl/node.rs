@@ -77,7 +77,7 @@ pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
         let [policy, side, denials] = ["policy", "side", "denials"].map(|name| text(count, name));
         counts.row([policy, side, denials, mode(count)]);
     }
-    let mut last = Table::new(&["TIME", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE", "MODE"]);
+    let mut last = Table::new(&["TIME", "SIDE", "FROM", "TO", "AT", "POLICY", "RULE", "CAUSE", "MODE"]);
     for denial in items(&data["last"]) {
         // Who it is, as well as that is known: by its place in the mesh, by its identity, by its address.
         let who = |end: &Value| {
@@ -93,6 +93,7 @@ pub(crate) fn denials(data: Value) -> anyhow::Result<View> {
             text(destination, "address"),
             text(denial, "policy"),
             text(denial, "rule"),
+            text(denial, "cause"),
             mode(denial),
         ]);
     }

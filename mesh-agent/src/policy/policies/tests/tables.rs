@@ -59,12 +59,28 @@ fn a_workload_of_this_node_has_its_own_address_as_a_source() {
     both.addresses.push(vec![10, 0, 0, 1]);
     world.pods(&[both]);
     assert!(!world.allows("shop/web", "bank/till", 80));
-    // In its node's network it may use any of the node's: no verdict, so that it is refused.
+    // In its node's network it may use any of the node's, of which one is refused.
     let mut host = pod("shop/web", "10.0.0.77", HERE, &[]);
     host.network_mode = 1;
     world.pods(&[host]);
-    assert_eq!(world.kernel.by_identity("shop/web", "bank/till", 80, 4), None);
+    assert_eq!(world.decider("shop/web", "bank/till", 80), "bank/one");
     assert_eq!(world.kernel.verdicts.len(), world.policies.counts().verdicts);
+}
+
+#[test]
+fn who_may_use_any_address_of_its_node_comes_in_if_none_of_them_is_refused() {
+    let known = from_namespace("shop");
+    let near = Match { source_ips: vec![block("10.0.0.0/24")], ..Match::default() };
+    let mut host = pod("shop/web", "10.0.0.77", HERE, &[]);
+    host.network_mode = 1;
+    for (rules, allowed) in [(vec![near.clone()], false), (vec![near.clone(), known.clone()], true)] {
+        let mut world = complete(&[policy("bank/all", Scope::Namespace, Action::Allow, rules)]);
+        assert!(world.allows("shop/web", "bank/till", 80), "a pod, by its address");
+        world.pods(&[host.clone()]);
+        assert_eq!(world.allows("shop/web", "bank/till", 80), allowed);
+        let v6 = world.kernel.by_identity("shop/web", "bank/till", 80, 6).unwrap();
+        assert_eq!(v6.allows(), allowed);
+    }
 }
 
 #[test]
