@@ -95,6 +95,7 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
             ("made", read(&counts.handshakes)),
             ("failed", read(&counts.failed_handshakes)),
             ("slow", read(&counts.slow_handshakes)),
+            ("refused", read(&counts.refused_handshakes)),
         ],
         reused: read(&counts.reused),
         retried: read(&counts.retried),
@@ -103,6 +104,7 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
             ("handshakes", read(&counts.over_handshakes)),
             ("buffers", read(&counts.over_buffers)),
             ("idle-tunnels", read(&counts.over_idle)),
+            ("accept", read(&counts.unaccepted)),
         ],
     }
 }

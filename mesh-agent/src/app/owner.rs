@@ -64,6 +64,8 @@ pub(super) struct Owner {
     enrolled_changed: bool,
     /// Connections that policy refused.
     pub(super) denials: Denials,
+    /// Policies that workloads name and that have not come, since when these, and whether that has been told.
+    awaited: (Vec<Arc<str>>, Instant, bool),
     /// Services of which not all could be put in force before the control plane has said everything.
     held_back: BTreeSet<Arc<str>>,
     unsaved: bool,
@@ -112,6 +114,7 @@ impl Owner {
             heartbeat: None,
             enrolled_changed: true,
             denials: Denials::default(),
+            awaited: (Vec::new(), Instant::now(), false),
             held_back: BTreeSet::new(),
             unsaved: false,
         }

@@ -56,7 +56,12 @@ pub struct Side {
 type Figure<T> = (&'static str, &'static str, Kind, fn(&T) -> u64);
 
 const SIDES: [Figure<Side>; 6] = [
-    ("mesh_agent_proxy_connections", "Connections in the proxy.", Kind::Gauge, |s| s.connections),
+    (
+        "mesh_agent_proxy_connections",
+        "Connections in the proxy, tunnels among them: inbound ones, idle or not, and each stream of HTTP/2.",
+        Kind::Gauge,
+        |s| s.connections,
+    ),
     ("mesh_agent_proxy_accepted_total", "Connections that the proxy accepted.", Kind::Counter, |s| {
         s.accepted
     }),
@@ -87,7 +92,12 @@ const SERIES: [Series<Side>; 3] = [
 
 const FIGURES: [Figure<Proxy>; 5] = [
     ("mesh_agent_proxy_idle_tunnels", "Tunnels without a connection.", Kind::Gauge, |p| p.idle_tunnels),
-    ("mesh_agent_proxy_buffer_bytes", "Memory of busy connections.", Kind::Gauge, |p| p.buffer_bytes),
+    (
+        "mesh_agent_proxy_buffer_bytes",
+        "Memory of the large buffers of busy connections; small ones, and what HTTP/2 holds, are not among them.",
+        Kind::Gauge,
+        |p| p.buffer_bytes,
+    ),
     (
         "mesh_agent_proxy_listen_failures_total",
         "Times that a pod's listeners could not be opened.",

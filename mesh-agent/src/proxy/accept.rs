@@ -66,6 +66,7 @@ pub(super) async fn serve<F>(
             }
             Err(error) => {
                 // Mostly "too many open files": trying again at once would only burn a processor.
+                count(&allowance.counts.unaccepted);
                 warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -88,6 +88,7 @@ async fn handshake(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr) -> Op
         }
     };
     let Some(_room) = inbound.allowance.handshake_with(peer.ip()).await else {
+        count(&inbound.allowance.counts.refused_handshakes);
         reset_on_drop(&tcp);
         return None;
     };

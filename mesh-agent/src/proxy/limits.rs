@@ -58,6 +58,10 @@ pub struct Counts {
     pub over_connections: AtomicU64,
     /// Handshakes that had to wait because there were too many.
     pub over_handshakes: AtomicU64,
+    /// Handshakes that waited in vain, or whose client had too many already: reset.
+    pub refused_handshakes: AtomicU64,
+    /// Times that no connection could be accepted: mostly for want of file descriptors.
+    pub unaccepted: AtomicU64,
     /// Handshakes that took too long.
     pub slow_handshakes: AtomicU64,
     /// Handshakes that failed.

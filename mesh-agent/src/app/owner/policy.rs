@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mesh_common::abi::{Address, Peer, PlainKey, Proxy, Verdict, VerdictKey, identity_of};
 use tracing::{info, warn};
@@ -19,6 +19,10 @@ use aya::maps::MapError;
 
 /// Workloads whose addresses are tried again at a time.
 const RETRIES: usize = 1_000;
+/// How long a policy that is named may take to come: it mostly comes right after.
+const OVERDUE: Duration = Duration::from_secs(5);
+/// As many of them are named in the log.
+const NAMED: usize = 10;
 /// What policies are called where resources of several types are listed.
 const KIND: &str = "Authorization";
 
@@ -73,8 +77,27 @@ impl Owner {
         }
     }
 
+    /// Says in the log which policies do not come: who names them refuses everybody.
+    fn tell_awaited(&mut self, now: Instant) {
+        let mut names = self.policies.awaited();
+        names.sort_unstable();
+        let (told_of, since, told) = &mut self.awaited;
+        if *told_of != names {
+            (*told_of, *since, *told) = (names, now, false);
+        } else if !*told && !names.is_empty() && now.saturating_duration_since(*since) >= OVERDUE {
+            *told = true;
+            let policies = names.iter().take(NAMED).map(|name| &**name).collect::<Vec<_>>().join(", ");
+            let count = names.len();
+            warn!(
+                count,
+                policies, "workloads name policies that have not come, and refuse everybody until they do"
+            );
+        }
+    }
+
     /// Does again what failed.
     pub(super) fn tend_policies(&mut self, now: Instant) {
+        self.tell_awaited(now);
         let plan = self.policies.tick(&self.snapshot, now);
         self.enforce(&plan);
         for (uid, proxy) in std::mem::take(&mut self.untold) {
