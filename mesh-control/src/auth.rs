@@ -14,7 +14,7 @@ use tonic::{
 pub(crate) use join::JoinTokens;
 pub(crate) use token::{TokenKeys, TokenRules};
 #[cfg(any(test, fuzzing))]
-pub(crate) use token::{claimed, node as node_of};
+pub(crate) use token::{claimed, judge as judge_token};
 
 use crate::{
     ca::Trust,
@@ -35,8 +35,16 @@ pub(crate) struct Credentials {
 pub(crate) struct Caller {
     /// The node it stands for; unknown with a token for any node and without a name.
     pub(crate) node: Option<String>,
-    /// When its certificate expires.
-    pub(crate) until: Option<SystemTime>,
+    /// When what it shows expires; a join token never does.
+    pub(crate) until: Option<Expiry>,
+}
+
+/// The end of a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expiry {
+    pub(crate) at: SystemTime,
+    /// How the caller is refused from then on.
+    pub(crate) refusal: Refusal,
 }
 
 /// Why a caller is refused.
@@ -107,7 +115,9 @@ impl Credentials {
             let verified = rules.trust.verify(certificates, now).map_err(Refusal::Certificate)?;
             match (verified.identity, &self.bearer) {
                 (Identity::Node { trust_domain, name }, _) if trust_domain == rules.trust_domain => {
-                    return Ok(Caller { node: Some(name), until: Some(verified.not_after) });
+                    let refusal = Refusal::Certificate("it has expired".to_owned());
+                    let until = Some(Expiry { at: verified.not_after, refusal });
+                    return Ok(Caller { node: Some(name), until });
                 }
                 // A workload's certificate says nothing about the node; a token may.
                 (_, Some(_)) => {}
@@ -126,8 +136,9 @@ impl Credentials {
             },
             None => {
                 let (token_rules, keys) = rules.tokens.ok_or(token::BadToken::Unknown)?;
-                let node = token::node(token, token_rules, keys, now)?;
-                Ok(Caller { node: Some(node), until: None })
+                let accepted = token::judge(token, token_rules, keys, now)?;
+                let expiry = |at| Expiry { at, refusal: token::BadToken::Expired.into() };
+                Ok(Caller { node: Some(accepted.node), until: accepted.until.map(expiry) })
             }
         }
     }

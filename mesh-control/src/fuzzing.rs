@@ -28,15 +28,15 @@ pub fn join_tokens(text: &str) {
 /// A set of keys, and a token that one of them might have signed.
 pub fn token(keys: &str, token: &str) {
     let Ok(keys) = TokenKeys::parse(keys) else { return };
-    let node = crate::auth::node_of(token, &rules(), &keys, UNIX_EPOCH);
-    assert!(node.is_err(), "nobody has signed that");
+    let judged = crate::auth::judge_token(token, &rules(), &keys, UNIX_EPOCH);
+    assert!(judged.is_err(), "nobody has signed that");
 }
 
 /// What a token claims, once its signature was found good.
 pub fn claims(json: &[u8]) {
     let Some(judged) = claimed(json, &rules(), UNIX_EPOCH + Duration::from_secs(1 << 31)) else { return };
-    if let Ok(node) = judged {
-        assert!(crate::identity::is_name(&node), "{node:?} is no name of a node");
+    if let Ok(accepted) = judged {
+        assert!(crate::identity::is_name(&accepted.node), "{accepted:?}: no name of a node");
     }
 }
 
@@ -57,7 +57,7 @@ mod tests {
         join_tokens("node-a aaaaaaaaaaaaaaaa\n* bbbbbbbbbbbbbbbb # any\n");
         let good = r#"{"iss":"i","aud":["a"],"sub":"system:serviceaccount:n:s","exp":3e9,"kubernetes.io":{"node":{"name":"x"}}}"#;
         let judged = claimed(good.as_bytes(), &rules(), UNIX_EPOCH + Duration::from_secs(1 << 31));
-        assert_eq!(judged.unwrap().unwrap(), "x");
+        assert_eq!(judged.unwrap().unwrap().node, "x");
         claims(good.as_bytes());
     }
 }

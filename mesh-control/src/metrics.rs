@@ -28,6 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) issued: IntCounter,
     pub(crate) refused_certificates: IntCounterVec,
     pub(crate) refused_streams: IntCounterVec,
+    pub(crate) ended_streams: IntCounterVec,
     pub(crate) failed_handshakes: IntCounterVec,
     pub(crate) refused_files: IntCounterVec,
     pub(crate) issuer_end: IntGauge,
@@ -87,6 +88,11 @@ impl Metrics {
                 "reason",
                 "xds_streams_refused_total",
                 "Streams of agents that were refused",
+            )?,
+            ended_streams: by(
+                "reason",
+                "xds_streams_ended_total",
+                "Streams of agents that were ended, since what opened them has expired or is no longer accepted",
             )?,
             failed_handshakes: by("reason", "handshakes_failed_total", "TLS handshakes that failed")?,
             refused_files: by(

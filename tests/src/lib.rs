@@ -1,6 +1,7 @@
 //! The mesh on a cluster of one machine: what most end-to-end tests start from. The tests are in `tests/`.
 
 pub mod authority;
+pub mod saved;
 pub mod tunnel;
 
 use std::net::SocketAddr;

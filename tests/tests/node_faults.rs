@@ -257,6 +257,11 @@ fn what_the_kernel_refuses_it_refuses_without_an_agent() -> anyhow::Result<()> {
         Ok(())
     };
     as_policy_says(&scene)?;
+    let reasons = |scene: &Scene| -> anyhow::Result<[u64; 3]> {
+        let of = |name| scene.mesh.agents[1].reason(name);
+        Ok([of("denied")?, of("inbound_denied")?, of("inbound_admitted")?])
+    };
+    let before = reasons(&scene)?;
     scene.mesh.agents[1].process().kill()?;
     for round in 0..2 {
         // At once, and when the last heartbeat is over.
@@ -275,6 +280,10 @@ fn what_the_kernel_refuses_it_refuses_without_an_agent() -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_secs(1));
     }
     scene.mesh.agents[1] = scene.mesh.nodes[1].agent()?;
+    // Refused in `connect()` who is known, at the server's who is not, and let in who may: each counted while no agent ran.
+    let after = reasons(&scene)?;
+    let counted = [0, 1, 2].map(|i| after[i] - before[i]);
+    ensure!(counted == [20, 60, 20], "{counted:?} for two rounds of ten");
     as_policy_says(&scene)
 }
 

@@ -214,13 +214,22 @@ fn a_dead_agent_refuses_what_needs_it_and_is_not_needed_where_policy_does_not_sa
         ensure!(seen.failed.contains_key("ECONNREFUSED"), "{seen:?}");
         Ok(())
     })?;
+    let reasons = |mesh: &Mesh| -> anyhow::Result<[u64; 3]> {
+        let of = |name| mesh.agents[0].reason(name);
+        Ok([of("proxy_dead")?, of("proxy_dead_direct")?, of("proxied")?])
+    };
+    let before = reasons(&mesh)?;
     mesh.agents[0].process().kill()?;
     // Heartbeats are written ahead by less than a second.
     std::thread::sleep(Duration::from_secs(1));
     let seen = peer::connect(&client, &strict).count(5).run()?;
     ensure!(seen.failed.get("ECONNREFUSED") == Some(&5), "strict: {seen:?}");
-    let seen = peer::connect(&client, &open).count(5).run()?;
-    ensure!(seen.of("open") == 5, "permissive: {seen:?}");
+    let seen = peer::connect(&client, &open).count(7).run()?;
+    ensure!(seen.of("open") == 7, "permissive: {seen:?}");
     mesh.agents[0] = mesh.nodes[0].agent()?;
+    // The next agent finds what the kernel has counted: refused for want of the proxy, not by a closed port.
+    let after = reasons(&mesh)?;
+    let counted = [0, 1, 2].map(|i| after[i] - before[i]);
+    ensure!(counted == [5, 7, 0], "refused, direct and proxied: {counted:?}");
     mesh.wait_until_carried(0, &client, &strict)
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
+use mesh_harness::agent::log_of;
 use mesh_harness::manifest::authorization_policy;
 use mesh_harness::process::Process;
 use mesh_harness::{Pod, Service, needs, peer, until};
@@ -139,6 +140,80 @@ fn policies_decide_who_comes_in_on_every_path() -> anyhow::Result<()> {
 }
 
 #[test]
+fn not_forms_and_conditions_decide_on_every_path() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let block = |pod: &Pod| format!("{}/32", pod.addresses()[0]);
+    let from = |source: Value| json!({"from": [{"source": source}]});
+    let to = |operation: Value| json!({"to": [{"operation": operation}]});
+    let when = |key: &str, values: Value, others: Value| {
+        let condition = json!({"key": key, "values": values, "notValues": others});
+        json!({"when": [condition]})
+    };
+    let (none, server) = (|| json!([]), scene.at(0).ip());
+    let all = ["good", "bad", "beside", "stranger"];
+    // A rule, whom it meets at port 8080, and whether at port 9090 as well.
+    let cases: [(Value, &[&str], bool); 13] = [
+        (to(json!({"notPorts": ["9090"]})), &all, false),
+        (from(json!({"notNamespaces": ["default"]})), &["stranger"], true),
+        (from(json!({"notNamespaces": ["elsewhere"]})), &all, true),
+        (
+            from(json!({"notIpBlocks": [block(&scene.bad), block(&scene.stranger)]})),
+            &["good", "beside"],
+            true,
+        ),
+        (from(json!({"serviceAccounts": ["good", "default/beside"]})), &["good", "beside"], true),
+        (from(json!({"notServiceAccounts": ["good"]})), &["bad", "beside", "stranger"], true),
+        (
+            when("source.ip", json!([block(&scene.bad), block(&scene.stranger)]), none()),
+            &["bad", "stranger"],
+            true,
+        ),
+        (when("source.ip", none(), json!([block(&scene.beside)])), &["good", "bad", "stranger"], true),
+        (when("source.principal", json!([principal("bad")]), none()), &["bad"], true),
+        (
+            when("source.principal", none(), json!([principal("good"), principal("bad")])),
+            &["beside", "stranger"],
+            true,
+        ),
+        (when("source.namespace", json!(["default"]), none()), &["good", "bad", "beside"], true),
+        (when("destination.port", json!(["8080"]), none()), &all, false),
+        (when("destination.ip", none(), json!([server])), &[], true),
+    ];
+    for (rule, met, anywhere) in cases {
+        for action in ["ALLOW", "DENY"] {
+            let what = format!("{action} {rule}");
+            let policy =
+                authorization_policy("default", "p", Some("server"), action, std::slice::from_ref(&rule));
+            scene.put(&[policy])?;
+            for port in [8080, 9090] {
+                let meets = |name: &&str| met.contains(name) && (port == 8080 || anywhere);
+                let let_in: Vec<_> =
+                    all.into_iter().filter(|name| meets(name) == (action == "ALLOW")).collect();
+                scene.only(&what, port, &let_in)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_selector_in_the_root_namespace_means_workloads_of_all_and_no_others() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let scene = Scene::start()?;
+    let _other = peer::tcp_echo(&scene.beside, "other", 8080)?;
+    scene.put(&[authorization_policy("mesh-system", "no-server", Some("server"), "ALLOW", &[])])?;
+    scene.only("in the root namespace", 8080, &[])?;
+    for pod in [&scene.good, &scene.stranger] {
+        let seen = peer::connect(pod, &scene.beside.address(8080)).count(5).run()?;
+        ensure!(seen.of("other") == 5, "{}: {seen:?}", pod.name);
+    }
+    // The same in a namespace that is not the server's: nobody's.
+    scene.put(&[authorization_policy("elsewhere", "no-server", Some("server"), "ALLOW", &[])])?;
+    scene.only("in another namespace", 8080, &["good", "bad", "beside", "stranger"])
+}
+
+#[test]
 fn a_dry_run_refuses_nobody_and_tells_of_whom_it_would() -> anyhow::Result<()> {
     needs!(Mesh);
     let scene = Scene::start()?;
@@ -190,7 +265,7 @@ fn a_dry_run_refuses_nobody_and_tells_of_whom_it_would() -> anyhow::Result<()> {
     let table = server.meshctl(&["node", "denials"])?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     ensure!(table.contains("dry run") && !table.contains("enforced"), "{table}");
-    let told = std::fs::read_to_string(mesh_harness::agent::log_of(server.node()))?;
+    let told = std::fs::read_to_string(log_of(server.node()))?;
     ensure!(told.contains("a policy in dry run would have refused"), "nothing in the log");
     let counted = server.metric("mesh_agent_policy_dry_run_denials_total", "default/dry")?;
     ensure!(counted >= 18.0, "{counted} in the metrics");
@@ -243,6 +318,26 @@ fn a_denial_is_told_with_names_and_meshctl_explains_it() -> anyhow::Result<()> {
         let told = [told.stdout, told.stderr].concat();
         let told = String::from_utf8_lossy(&told).into_owned();
         ensure!(told.contains(verdict) && told.contains("good-only"), "{from}: {told}");
+    }
+    // The log says the same of each, and by which of the rules.
+    let meets = |account: &str| json!({"from": [{"source": {"principals": [principal(account)]}}]});
+    let rules = [meets("nobody"), meets("bad"), meets("beside")];
+    scene.put(&[authorization_policy("default", "some", Some("server"), "DENY", &rules)])?;
+    for (agent, pod, rule) in [(0, &scene.bad, 1), (1, &scene.beside, 2)] {
+        let words = [
+            "a connection was refused by policy ".to_owned(),
+            format!(" source=\"spiffe://{}\" ", principal(&pod.name)),
+            format!(" destination=\"spiffe://{}\" ", principal("server")),
+            format!(" port=8080 policy=default/some rule={rule} "),
+            " side=\"client\" ".to_owned(),
+        ];
+        until("the log tells of it", Duration::from_secs(10), || {
+            peer::connect(pod, &scene.at(8080)).run()?;
+            let log = std::fs::read_to_string(log_of(scene.mesh.agents[agent].node()))?;
+            let told = |line: &str| words.iter().all(|word| line.contains(word));
+            ensure!(log.lines().any(told), "no line with {words:?} in {log}");
+            Ok(())
+        })?;
     }
     Ok(())
 }

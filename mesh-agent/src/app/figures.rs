@@ -103,6 +103,7 @@ fn side(of: Side, figures: &SideFigures, connections: u64) -> ProxySide {
             ("connections", read(&counts.over_connections)),
             ("handshakes", read(&counts.over_handshakes)),
             ("buffers", read(&counts.over_buffers)),
+            ("unread", read(&counts.over_unread)),
             ("idle-tunnels", read(&counts.over_idle)),
             ("accept", read(&counts.unaccepted)),
         ],

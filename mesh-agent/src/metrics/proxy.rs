@@ -94,7 +94,7 @@ const FIGURES: [Figure<Proxy>; 5] = [
     ("mesh_agent_proxy_idle_tunnels", "Tunnels without a connection.", Kind::Gauge, |p| p.idle_tunnels),
     (
         "mesh_agent_proxy_buffer_bytes",
-        "Memory of the large buffers of busy connections; small ones, and what HTTP/2 holds, are not among them.",
+        "Memory of the large buffers of busy connections, and what came by HTTP/2 and is not read. Small buffers are not counted.",
         Kind::Gauge,
         |p| p.buffer_bytes,
     ),

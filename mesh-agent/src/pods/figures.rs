@@ -206,7 +206,7 @@ impl Figures {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let report = |(uid, pod): (&Arc<str>, &Pod)| {
             let (inbound, outbound) = (pod.inbound.upgrade(), pod.outbound.upgrade());
-            let held = |allowance: &Arc<Allowance>| allowance.budget.held();
+            let held = |allowance: &Arc<Allowance>| allowance.budget.held() + allowance.unread.held();
             PodReport {
                 uid: Arc::clone(uid),
                 state: pod.state.clone(),

@@ -253,7 +253,12 @@ async fn http2(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Dr
     let (source, local, until) = (tls.peer.clone(), tls.tcp.local_addr().ok(), tls.until);
     let standing = tls.standing.clone();
     let limits = inbound.allowance.limits;
-    let mut server = match timeout(limits.handshake_timeout, hbone::Server::new(tls, limits.streams)).await {
+    let mut server = match timeout(
+        limits.handshake_timeout,
+        hbone::Server::new(tls, limits.streams, &inbound.allowance.unread),
+    )
+    .await
+    {
         Ok(Ok(server)) => server,
         Ok(Err(_)) | Err(_) => return,
     };
@@ -347,7 +352,7 @@ async fn http2_stream(
         }
     };
     let relayed = tokio::select! {
-        relayed = hbone::relay(&mut application.tcp, send, receive, Bytes::new()) => Some(relayed),
+        relayed = hbone::relay(&mut application.tcp, send, receive, Bytes::new(), &inbound.allowance.unread) => Some(relayed),
         () = revoked(inbound, &wanted, &standing, &mut changed) => None,
     };
     finish(inbound, &wanted, &application.tcp, relayed);

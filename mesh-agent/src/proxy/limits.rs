@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::hbone::Unread;
 use super::relay::Budget;
 use super::sources::{Entered, Sources};
 
@@ -80,6 +81,8 @@ pub struct Counts {
     pub stranded: AtomicU64,
     /// Times that a connection had to do with a small buffer, because others had all of the memory.
     pub over_buffers: Arc<AtomicU64>,
+    /// Times that applications left so much unread of what came by HTTP/2 that its windows were made small.
+    pub over_unread: Arc<AtomicU64>,
     /// Tunnels closed after use, because too many were idle.
     pub over_idle: AtomicU64,
 }
@@ -105,6 +108,8 @@ pub struct Allowance {
     pub counts: Arc<Counts>,
     /// Buffers.
     pub budget: Arc<Budget>,
+    /// What has come by HTTP/2 and is not read.
+    pub unread: Arc<Unread>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     sources: Arc<Sources>,
@@ -121,6 +126,7 @@ impl Allowance {
         Arc::new(Self {
             limits,
             budget: Budget::counting(limits.buffers, Arc::clone(&counts.over_buffers)),
+            unread: Unread::new(limits.buffers, Arc::clone(&counts.over_unread)),
             counts,
             connections: Arc::new(Semaphore::new(limits.connections)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),

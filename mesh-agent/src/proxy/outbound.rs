@@ -225,7 +225,7 @@ async fn http2(
 ) -> Outcome {
     let _using = dialled.endpoint.as_ref().map(|endpoint| outbound.pool.using(endpoint));
     let Http2 { send, receive, early, standing: _, _slot, _room } = *stream;
-    let (outcome, moved) = hbone::relay(application, send, receive, early).await;
+    let (outcome, moved) = hbone::relay(application, send, receive, early, &outbound.allowance.unread).await;
     Outcome::of(outcome, moved)
 }
 

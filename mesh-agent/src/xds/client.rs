@@ -8,7 +8,7 @@ use std::time::Duration;
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Streaming};
 use tracing::{debug, info, warn};
@@ -22,6 +22,8 @@ use crate::snapshot::{Interner, Rejected};
 
 /// A mesh of some 500,000 workloads in one message, as istiod sends it.
 const DECODE_LIMIT: usize = 200 << 20;
+/// How often it is looked whether this node has another certificate than its stream was opened with.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Keeps a stream to the control plane, and tells `events` what it says. Ends when nobody listens to the events.
 pub async fn run(access: Arc<Access>, node: NodeConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
@@ -31,7 +33,12 @@ pub async fn run(access: Arc<Access>, node: NodeConfig, interner: Interner, even
     loop {
         let started = Instant::now();
         let reason = match stream(&access, &mut choice, &mut session, &events).await {
-            Ok(reason) => reason,
+            Ok(End::Lost(reason)) => reason,
+            Ok(End::Outdated) => {
+                info!("opening the stream again, by this node's newer certificate");
+                failures = backoff::counted(failures, started.elapsed());
+                continue;
+            }
             Err(OwnerGone) => return,
         };
         warn!(control_plane = %access.address(), %reason, "no stream from the control plane");
@@ -52,13 +59,27 @@ pub async fn run(access: Arc<Access>, node: NodeConfig, interner: Interner, even
 /// Nobody listens to the events any more.
 struct OwnerGone;
 
-/// One stream from beginning to end; returns why it ended.
+/// Why a stream ended, or did not come to be.
+enum End {
+    Lost(String),
+    /// The node has a newer certificate. What opened the stream would end it: a certificate when it expires, a token when it is
+    /// withdrawn.
+    Outdated,
+}
+
+impl End {
+    fn lost(reason: &str) -> Self {
+        Self::Lost(reason.to_owned())
+    }
+}
+
+/// One stream from beginning to end.
 async fn stream(
     access: &Arc<Access>,
     choice: &mut Choice,
     session: &mut Session,
     events: &mpsc::Sender<XdsEvent>,
-) -> Result<String, OwnerGone> {
+) -> Result<End, OwnerGone> {
     let own = access.credential(choice);
     let used = own.as_ref().map(|own| own.serial);
     let link = tokio::select! {
@@ -69,7 +90,7 @@ async fn stream(
                     AccessError::Tls(_) | AccessError::Http(_) => choice.failed(used),
                     AccessError::File { .. } | AccessError::Unreachable(_) => {}
                 }
-                return Ok(chain(&error));
+                return Ok(End::Lost(chain(&error)));
             }
         },
         () = events.closed() => return Err(OwnerGone),
@@ -80,12 +101,12 @@ async fn stream(
     let (requests, outgoing) = mpsc::channel(4);
     for first in session.begin(versions) {
         if requests.send(first).await.is_err() {
-            return Ok("the request could not be sent".to_owned());
+            return Ok(End::lost("the request could not be sent"));
         }
     }
     let request = match link.request(ReceiverStream::new(outgoing)).await {
         Ok(request) => request,
-        Err(error) => return Ok(chain(&error)),
+        Err(error) => return Ok(End::Lost(chain(&error))),
     };
     let opened = tokio::select! {
         opened = open(link, request) => opened,
@@ -102,7 +123,7 @@ async fn stream(
             if unauthenticated || std::error::Error::source(&status).is_some() {
                 choice.failed(used);
             }
-            return Ok(format!("subscribe: {}", describe(&status)));
+            return Ok(End::Lost(format!("subscribe: {}", describe(&status))));
         }
     };
     if choice.succeeded(used) {
@@ -110,7 +131,20 @@ async fn stream(
     }
     info!(control_plane = %access.address(), by_certificate = used.is_some(), "connected to the control plane");
     events.send(XdsEvent::Connected).await.map_err(|_closed| OwnerGone)?;
-    converse(session, responses, requests, events).await
+    let outdated = outdated(access, choice, used);
+    converse(session, responses, requests, events, outdated).await
+}
+
+/// Waits until this node has another certificate than the one that was used, or its first, and it is to be used.
+async fn outdated(access: &Access, choice: &Choice, used: Option<u64>) {
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if access.credential(choice).is_some_and(|own| Some(own.serial) != used) {
+            return;
+        }
+    }
 }
 
 async fn open(
@@ -153,7 +187,9 @@ async fn converse(
     mut responses: Streaming<DeltaDiscoveryResponse>,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     events: &mpsc::Sender<XdsEvent>,
-) -> Result<String, OwnerGone> {
+    outdated: impl Future<Output = ()>,
+) -> Result<End, OwnerGone> {
+    tokio::pin!(outdated);
     let mut progress: BTreeMap<Kind, Progress> = BTreeMap::new();
     let mut pending: Option<Pending> = None;
     loop {
@@ -167,6 +203,7 @@ async fn converse(
                 None => std::future::pending().await,
             }
         };
+        let settled = pending.is_none();
         let applied = async {
             match &mut pending {
                 Some(pending) => (&mut pending.applied).await,
@@ -177,6 +214,8 @@ async fn converse(
             received = responses.message() => Next::Received(received),
             applied = applied => Next::Applied(applied.map_err(|_dropped| OwnerGone)?),
             kind = silence => Next::Silence(kind),
+            // Not before what was refused is known, since the next stream may not claim it.
+            () = &mut outdated, if settled => return Ok(End::Outdated),
             () = events.closed() => return Err(OwnerGone),
         };
         // A response is read while the one before it is put in force, and answered after it.
@@ -207,16 +246,16 @@ async fn converse(
             of.quiet = if of.synced { None } else { Instant::now().checked_add(pending.patience) };
             let answer = settle(session, pending, refused);
             if requests.send(answer).await.is_err() {
-                return Ok("the control plane stopped reading".to_owned());
+                return Ok(End::lost("the control plane stopped reading"));
             }
         }
         match step {
             None => {}
-            Some(Step::Leave { reason }) => return Ok(reason),
+            Some(Step::Leave { reason }) => return Ok(End::Lost(reason)),
             Some(Step::Refuse { request, reason }) => {
                 warn!(%reason, "refused a response");
                 if requests.send(*request).await.is_err() {
-                    return Ok("the control plane stopped reading".to_owned());
+                    return Ok(End::lost("the control plane stopped reading"));
                 }
             }
             Some(Step::Apply(Change { kind, update, patience, nonce })) => {

@@ -130,13 +130,22 @@ impl TokenKeys {
     }
 }
 
-/// The node that a token is bound to.
-pub(crate) fn node(
+/// What a token is good for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    /// The node that it is bound to.
+    pub(crate) node: String,
+    /// When it is no longer accepted; none: later than can be told.
+    pub(crate) until: Option<SystemTime>,
+}
+
+/// Whether a token is accepted, and what for.
+pub(crate) fn judge(
     token: &str,
     rules: &TokenRules,
     keys: &TokenKeys,
     now: SystemTime,
-) -> Result<String, BadToken> {
+) -> Result<Accepted, BadToken> {
     accept(verify(token, keys)?, rules, now)
 }
 
@@ -171,11 +180,15 @@ fn verify(token: &str, keys: &TokenKeys) -> Result<Claims, BadToken> {
 
 /// What would be made of such claims under a good signature; none: they cannot be read.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn claimed(json: &[u8], rules: &TokenRules, now: SystemTime) -> Option<Result<String, BadToken>> {
+pub(crate) fn claimed(
+    json: &[u8],
+    rules: &TokenRules,
+    now: SystemTime,
+) -> Option<Result<Accepted, BadToken>> {
     serde_json::from_slice(json).ok().map(|claims| accept(claims, rules, now))
 }
 
-fn accept(claims: Claims, rules: &TokenRules, now: SystemTime) -> Result<String, BadToken> {
+fn accept(claims: Claims, rules: &TokenRules, now: SystemTime) -> Result<Accepted, BadToken> {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let leeway = LEEWAY.as_secs_f64();
     if claims.iss != rules.issuer {
@@ -200,7 +213,9 @@ fn accept(claims: Claims, rules: &TokenRules, now: SystemTime) -> Result<String,
         return Err(BadToken::ServiceAccount);
     }
     let node = claims.kubernetes.node.map(|node| node.name);
-    node.filter(|name| is_name(name)).ok_or(BadToken::NoNode)
+    let node = node.filter(|name| is_name(name)).ok_or(BadToken::NoNode)?;
+    let end = Duration::try_from_secs_f64(claims.exp + leeway).ok();
+    Ok(Accepted { node, until: end.and_then(|end| UNIX_EPOCH.checked_add(end)) })
 }
 
 #[cfg(test)]

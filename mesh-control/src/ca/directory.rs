@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::Path,
 };
 
@@ -68,8 +68,12 @@ pub(crate) fn text(path: &Path) -> Result<Option<String>, String> {
 /// Makes the directory if need be, and keeps others from changing it until the lock is dropped.
 pub(crate) fn lock(dir: &Path) -> io::Result<File> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join(LOCK))?;
+    let file = match made(dir, LOCK, 0o600) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(dir.join(LOCK))?
+        }
+        file => file?,
+    };
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -85,17 +89,32 @@ pub(crate) fn write(dir: &Path, files: &[(&'static str, Option<String>)]) -> io:
         let ending = if text.is_some() { ENDING } else { GONE };
         // Certificates are public; whatever else may be in there is not.
         let mode = if name.ends_with("cert.pem") || name.ends_with("chain.pem") { 0o644 } else { 0o600 };
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(mode)
-            .open(dir.join(format!("{name}{ending}")))?;
+        let mut file = made(dir, &format!("{name}{ending}"), mode)?;
         file.write_all(text.as_deref().unwrap_or_default().as_bytes())?;
         file.sync_all()?;
     }
-    File::create(dir.join(MARK))?.sync_all()?;
+    made(dir, MARK, 0o600)?.sync_all()?;
     File::open(dir)?.sync_all()?;
     heal(dir)
+}
+
+/// A new file that belongs to whom the directory belongs: what root's `meshctl ca` makes, the control plane has to read. One that
+/// is there already, or a link in its place, is never touched: the directory's owner may be nobody to be trusted by root.
+fn made(dir: &Path, name: &str, mode: u32) -> io::Result<File> {
+    let path = dir.join(name);
+    let file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&path)?;
+    let (ours, owner) = (file.metadata()?, fs::metadata(dir)?);
+    let same = (ours.uid(), ours.gid()) == (owner.uid(), owner.gid());
+    // Who is not root can give nothing away: its own directory needs nothing, and root reads everything.
+    let needless = ours.uid() != 0 && [ours.uid(), 0].contains(&owner.uid());
+    if same || needless {
+        return Ok(file);
+    }
+    fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(|error| {
+        let about = format!("{}: cannot be given to the directory's owner", path.display());
+        io::Error::new(error.kind(), format!("{about} ({}:{}): {error}", owner.uid(), owner.gid()))
+    })?;
+    Ok(file)
 }
 
 /// Completes or undoes a replacement that was interrupted. The caller holds the lock.

@@ -182,6 +182,34 @@ mod tests {
     }
 
     #[test]
+    fn what_root_writes_belongs_to_whom_the_directory_belongs() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let made = tempfile::tempdir().unwrap();
+        let dir = &made.path().join("ca");
+        std::fs::create_dir(dir).unwrap();
+        if chown(dir, Some(12_345), Some(12_346)).is_err() {
+            return eprintln!("skipped: giving files away needs root");
+        }
+        let start = SystemTime::now();
+        let belongs = |step: &str| {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let (path, of) = entry.map(|entry| (entry.path(), entry.metadata().unwrap())).unwrap();
+                assert_eq!((of.uid(), of.gid()), (12_345, 12_346), "{} after {step}", path.display());
+            }
+        };
+        write(dir, &super::super::create_first(start).unwrap()).unwrap();
+        belongs("the start");
+        add_root(dir, start).unwrap();
+        belongs("add-root");
+        use_root(dir, Duration::ZERO, start).unwrap();
+        belongs("use-root");
+        drop_roots(dir, Duration::ZERO, start).unwrap();
+        belongs("drop-roots");
+        new_issuer(dir, start).unwrap();
+        belongs("new-issuer");
+    }
+
+    #[test]
     fn without_the_key_of_the_root_nothing_is_changed() {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();

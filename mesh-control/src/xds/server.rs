@@ -30,7 +30,7 @@ use super::{
     session::{self, Answer, Gate, Next, Session},
 };
 use crate::{
-    auth::{Caller, Credentials},
+    auth::{Caller, Credentials, Expiry, Refusal},
     catalog::{Catalog, Contents, Revision, Revisions, Served},
     identity::is_name,
     keeper::InForce,
@@ -75,9 +75,9 @@ impl AggregatedDiscoveryService for Discovery {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let address = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
-        let (credentials, opened) = (Credentials::of(&request), SystemTime::now());
+        let credentials = Credentials::of(&request);
         let in_force = Arc::clone(&self.shared.in_force.borrow());
-        let caller = credentials.judge(&in_force.rules(), opened).map_err(|refusal| {
+        let caller = credentials.judge(&in_force.rules(), SystemTime::now()).map_err(|refusal| {
             warn!(%address, reason = refusal.reason(), %refusal, "stream refused");
             self.shared.metrics.refused_streams.with_label_values(&[refusal.reason()]).inc();
             Status::from(refusal)
@@ -91,7 +91,6 @@ impl AggregatedDiscoveryService for Discovery {
             entry,
             credentials,
             caller,
-            opened,
             node: String::new(),
             named: None,
             joining: None,
@@ -109,7 +108,6 @@ struct Client {
     entry: Entry,
     credentials: Credentials,
     caller: Caller,
-    opened: SystemTime,
     node: String,
     /// What it calls its node in the metadata, if that may be.
     named: Option<String>,
@@ -139,12 +137,11 @@ impl Client {
         let mut revisions = self.shared.catalog.subscribe();
         let mut stop = self.shared.stop.clone();
         let mut in_force = self.shared.in_force.clone();
-        let life = self.caller.until.and_then(|until| until.duration_since(SystemTime::now()).ok());
+        let until = self.caller.until.clone();
         let expired = async {
-            match life {
-                Some(life) => sleep(life).await,
-                None => std::future::pending().await,
-            }
+            let Some(Expiry { at, refusal }) = until else { return std::future::pending().await };
+            sleep(at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            refusal
         };
         tokio::pin!(expired);
         loop {
@@ -157,7 +154,7 @@ impl Client {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Err(Status::unavailable("the control plane stops")),
                 () = send.closed() => return Ok(()),
-                () = &mut expired => return Err(Status::unauthenticated("the certificate has expired")),
+                refusal = &mut expired => return Err(self.end(refusal)),
                 Ok(()) = in_force.changed() => {
                     let now = Arc::clone(&in_force.borrow_and_update());
                     self.judge_again(&now)?;
@@ -186,13 +183,15 @@ impl Client {
 
     /// What is in force changed: certificates were revoked, say, or tokens withdrawn.
     fn judge_again(&self, in_force: &InForce) -> Result<(), Status> {
-        // A token that was good when the stream was opened need not be renewed; a certificate ends the stream itself.
-        let at = if self.caller.until.is_some() { SystemTime::now() } else { self.opened };
-        self.credentials.judge(&in_force.rules(), at).map(drop).map_err(|refusal| {
-            warn!(node = %self.node, reason = refusal.reason(), %refusal, "stream ended");
-            self.shared.metrics.refused_streams.with_label_values(&[refusal.reason()]).inc();
-            Status::from(refusal)
-        })
+        let judged = self.credentials.judge(&in_force.rules(), SystemTime::now());
+        judged.map(drop).map_err(|refusal| self.end(refusal))
+    }
+
+    /// What opened the stream is no longer good.
+    fn end(&self, refusal: Refusal) -> Status {
+        warn!(node = %self.node, reason = refusal.reason(), %refusal, "stream ended");
+        self.shared.metrics.ended_streams.with_label_values(&[refusal.reason()]).inc();
+        Status::from(refusal)
     }
 
     /// The session that has something to say. Policies come before the workloads that may name them.

@@ -201,6 +201,11 @@ async fn a_stream_ends_with_its_certificate_and_with_its_token() {
     assert_eq!(error.code(), Code::Unauthenticated);
     fs::write(world.state.path().join("join-tokens"), "# none\n").unwrap();
     assert_eq!(joined.receive().await.unwrap_err().code(), Code::Unauthenticated);
+    let metrics = crate::management::scrape(&world, "/metrics").await;
+    for reason in ["certificate", "token_unknown"] {
+        let line = format!(r#"mesh_control_xds_streams_ended_total{{reason="{reason}"}} 1"#);
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
 }
 
 #[tokio::test]
@@ -225,34 +230,79 @@ async fn plaintext_and_silence_get_nowhere_and_are_in_nobodys_way() {
     assert!(metrics.contains(r#"handshakes_failed_total{reason="crowded"}"#), "{metrics}");
 }
 
-#[tokio::test]
-async fn a_jwt_is_good_for_the_node_that_it_names() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let encoding = jsonwebtoken::EncodingKey::from_ec_der(key.serialized_der());
-    let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&encoding, jsonwebtoken::Algorithm::ES256).unwrap();
-    let set = |kid: &str| {
-        let mut jwk = serde_json::to_value(&jwk).unwrap();
+/// Who gives out JWTs.
+struct Issuer(jsonwebtoken::EncodingKey);
+
+impl Issuer {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        Self(jsonwebtoken::EncodingKey::from_ec_der(key.serialized_der()))
+    }
+
+    /// Its keys, when that is the name of the only one.
+    fn set(&self, kid: &str) -> String {
+        let jwk = jsonwebtoken::jwk::Jwk::from_encoding_key(&self.0, jsonwebtoken::Algorithm::ES256);
+        let mut jwk = serde_json::to_value(jwk.unwrap()).unwrap();
         jwk["kid"] = kid.into();
         serde_json::json!({ "keys": [jwk] }).to_string()
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let claims = serde_json::json!({
-        "iss": "https://issuer", "aud": ["istio-ca"], "exp": now + 600,
-        "sub": "system:serviceaccount:mesh-system:mesh-agent",
-        "kubernetes.io": {"node": {"name": "node-a"}},
-    });
-    let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
-    header.kid = Some("k2".to_owned());
-    let token = jsonwebtoken::encode(&header, &claims, &encoding).unwrap();
+    }
 
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
-    let (mut config, state) = config(dir.path());
-    let path = state.path().join("jwks.json");
-    fs::write(&path, set("k1")).unwrap();
-    (config.token_issuer, config.token_jwks) = (Some("https://issuer".into()), Some(path.clone()));
-    let world = World::with(dir, config, state).await;
-    let shows = Shows::token_of(&token);
+    /// A token of `node-a` by the key `k2`, which expires so many seconds from now.
+    fn token(&self, seconds: i64) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let claims = serde_json::json!({
+            "iss": "https://issuer", "aud": ["istio-ca"], "exp": now.saturating_add_signed(seconds),
+            "sub": "system:serviceaccount:mesh-system:mesh-agent",
+            "kubernetes.io": {"node": {"name": "node-a"}},
+        });
+        let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
+        header.kid = Some("k2".to_owned());
+        jsonwebtoken::encode(&header, &claims, &self.0).unwrap()
+    }
+
+    /// A control plane that takes its tokens, by the keys in a file.
+    async fn world(&self, kid: &str) -> (World, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+        let (mut config, state) = config(dir.path());
+        let path = state.path().join("jwks.json");
+        fs::write(&path, self.set(kid)).unwrap();
+        (config.token_issuer, config.token_jwks) = (Some("https://issuer".into()), Some(path.clone()));
+        (World::with(dir, config, state).await, path)
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_a_jwt_opened_ends_with_it() {
+    let issuer = Issuer::new();
+    let (world, _) = issuer.world("k2").await;
+    // Ten seconds of grace: two are left.
+    let token = Shows::token_of(&issuer.token(-8));
+    let mut stream = Subscriber::try_open(&world, &token, Default::default()).await.unwrap();
+    let mut joined = world.subscriber().await;
+    stream.next().await;
+    let end = stream.receive().await.unwrap_err();
+    assert_eq!(end.code(), Code::Unauthenticated);
+    assert!(end.message().contains("token: ") && end.message().contains("has expired"), "{end}");
+    let again = Subscriber::try_open(&world, &token, Default::default()).await.err().unwrap();
+    assert_eq!(again.code(), Code::Unauthenticated);
+    let metrics = crate::management::scrape(&world, "/metrics").await;
+    for line in [
+        r#"mesh_control_xds_streams_ended_total{reason="token_expired"} 1"#,
+        r#"mesh_control_xds_streams_refused_total{reason="token_expired"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    // A join token ends when it is withdrawn.
+    joined.nothing().await;
+}
+
+#[tokio::test]
+async fn a_jwt_is_good_for_the_node_that_it_names() {
+    let issuer = Issuer::new();
+    let (world, path) = issuer.world("k1").await;
+    let set = |kid| issuer.set(kid);
+    let shows = Shows::token_of(&issuer.token(600));
     let error = shows.ask(&world, &Wanted::of(WEB_ID)).await.err().unwrap();
     assert_eq!(error.code(), Code::Unauthenticated, "{error}");
     // The issuer's keys change while the control plane runs.

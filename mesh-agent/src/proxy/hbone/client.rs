@@ -12,7 +12,8 @@ use tokio::time::{interval_at, timeout};
 use tracing::debug;
 
 use super::headers::{self, Asked};
-use super::server::{CONNECTION_WINDOW, FRAME, HEADERS, STREAM_WINDOW};
+use super::server::{CONNECTION_WINDOW, FRAME, HEADERS};
+use super::unread::{Unread, WINDOW, Windows};
 use crate::proxy::stream::Reason;
 use crate::proxy::tls::{Standing, Tls, TlsIo};
 
@@ -57,10 +58,10 @@ impl Drop for Slot {
 impl Connection {
     /// A tunnel on `tls`, for at most `most` streams at a time. Its frames are moved by a task of its own, which ends with the
     /// connection.
-    pub async fn new(tls: Tls, most: u32) -> Result<Self, OpenError> {
+    pub async fn new(tls: Tls, most: u32, unread: &Unread) -> Result<Self, OpenError> {
         let (until, standing) = (tls.until, tls.standing.clone());
         let (requests, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
             .max_header_list_size(HEADERS)
@@ -72,9 +73,10 @@ impl Connection {
         let pings = connection.ping_pong();
         let alive = Arc::new(tokio::sync::Semaphore::new(0));
         let dead = Arc::clone(&alive);
+        let windows = unread.windows();
         tokio::spawn(async move {
             tokio::select! {
-                _ended = connection => {}
+                () = moved(connection, windows) => {}
                 () = keep_alive(pings) => {}
             }
             dead.close();
@@ -137,6 +139,19 @@ impl Connection {
 fn new_trace() -> Option<Box<str>> {
     let mut random = [0; 24];
     aws_lc_rs::rand::fill(&mut random).is_ok().then(|| headers::traceparent(random))
+}
+
+/// Moves a tunnel's frames until it ends.
+async fn moved(mut connection: h2::client::Connection<TlsIo, Bytes>, mut windows: Windows) {
+    loop {
+        tokio::select! {
+            _ended = &mut connection => return,
+            window = windows.changed() => match connection.set_initial_window_size(window) {
+                Ok(()) => windows.given(window),
+                Err(_earlier) => windows.put_off(),
+            },
+        }
+    }
 }
 
 async fn keep_alive(pings: Option<h2::PingPong>) {

@@ -4,11 +4,13 @@ mod client;
 mod headers;
 mod relay;
 mod server;
+mod unread;
 
 pub use client::{Connection, OpenError, Slot};
 pub use headers::{Asked, BadRequest, asked};
 pub use relay::relay;
 pub use server::{Incoming, Server};
+pub use unread::Unread;
 
 #[cfg(test)]
 mod tests;

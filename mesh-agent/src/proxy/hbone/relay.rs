@@ -1,8 +1,10 @@
 //! Copies between an application's socket and a stream of HTTP/2.
 
+use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 
+use super::unread::{Share, Unread};
 use crate::proxy::busy_poll;
 use crate::proxy::relay::{self, Cut, Moved, failed, readable, reset_on_drop};
 
@@ -25,9 +28,11 @@ pub async fn relay(
     send: SendStream<Bytes>,
     receive: RecvStream,
     first: Bytes,
+    unread: &Arc<Unread>,
 ) -> (Result<(), Cut>, Moved) {
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut send = ResetOnDrop(Some(send));
+    let receive = Receive { stream: receive, share: Share::new(unread), waiting: None };
     let outcome = both(application, &mut send, receive, first, (&sent, &received)).await;
     match outcome {
         Ok(()) => send.0 = None,
@@ -49,10 +54,78 @@ impl Drop for ResetOnDrop {
     }
 }
 
+/// What comes for the application.
+struct Receive {
+    stream: RecvStream,
+    share: Share,
+    /// What has come while the application did not read. In a box: mostly there is nothing.
+    waiting: Option<Box<Waiting>>,
+}
+
+type Came = Option<Result<Bytes, h2::Error>>;
+
+#[derive(Default)]
+struct Waiting {
+    bytes: VecDeque<Bytes>,
+    /// What has come after them, if that was the last.
+    end: Option<Came>,
+}
+
+impl Receive {
+    async fn next(&mut self) -> Came {
+        let Some(waiting) = &mut self.waiting else { return self.stream.data().await };
+        if let Some(bytes) = waiting.bytes.pop_front() {
+            return Some(Ok(bytes));
+        }
+        match self.waiting.take().and_then(|waiting| waiting.end) {
+            Some(end) => end,
+            None => self.stream.data().await,
+        }
+    }
+
+    /// Tells how much of it lies here.
+    fn tell(&mut self) {
+        self.share.set(self.stream.flow_control().used_capacity());
+    }
+
+    /// The application did not take all at once: until it has, what comes is counted.
+    async fn deliver(&mut self, application: &WriteHalf<'_>, mut bytes: &[u8]) -> io::Result<()> {
+        self.tell();
+        while !bytes.is_empty() {
+            let waiting = self.waiting.get_or_insert_default();
+            tokio::select! {
+                biased;
+                ready = application.writable() => match ready.and_then(|()| application.try_write(bytes)) {
+                    Ok(written) => bytes = &bytes[written..],
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                },
+                came = self.stream.data(), if waiting.end.is_none() => {
+                    match came {
+                        Some(Ok(bytes)) => waiting.bytes.push_back(bytes),
+                        end => waiting.end = Some(end),
+                    }
+                    self.tell();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The application has taken so much: only now may the peer send as much again.
+    fn taken(&mut self, length: usize) -> Result<(), Cut> {
+        self.stream.flow_control().release_capacity(length).map_err(tunnel)?;
+        if self.share.is_some() {
+            self.tell();
+        }
+        Ok(())
+    }
+}
+
 async fn both(
     application: &mut TcpStream,
     send: &mut ResetOnDrop,
-    receive: RecvStream,
+    receive: Receive,
     first: Bytes,
     (sent, received): (&AtomicU64, &AtomicU64),
 ) -> Result<(), Cut> {
@@ -108,20 +181,22 @@ async fn up(application: &TcpStream, send: &mut SendStream<Bytes>, sent: &Atomic
     }
 }
 
-async fn down(
-    mut application: WriteHalf<'_>,
-    mut receive: RecvStream,
-    received: &AtomicU64,
-) -> Result<(), Cut> {
+async fn down(mut application: WriteHalf<'_>, mut receive: Receive, received: &AtomicU64) -> Result<(), Cut> {
     loop {
-        match receive.data().await {
+        match receive.next().await {
             Some(Ok(bytes)) => {
-                let length = bytes.len();
-                application.write_all(&bytes).await.map_err(Cut::Application)?;
-                drop(bytes);
-                received.fetch_add(length as u64, Relaxed);
-                // Only now may the peer send as much again.
-                receive.flow_control().release_capacity(length).map_err(tunnel)?;
+                let written = match application.try_write(&bytes) {
+                    Ok(written) => written,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    Err(error) => return Err(Cut::Application(error)),
+                };
+                if written < bytes.len() {
+                    // In a box: an idle stream has no use for it.
+                    let rest = &bytes[written..];
+                    Box::pin(receive.deliver(&application, rest)).await.map_err(Cut::Application)?;
+                }
+                received.fetch_add(bytes.len() as u64, Relaxed);
+                receive.taken(bytes.len())?;
             }
             // ztunnel ends streams so when its application has gone in order.
             Some(Err(error)) if is_end(error.reason()) => break,

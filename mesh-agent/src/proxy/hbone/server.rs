@@ -6,20 +6,22 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Response, StatusCode};
 
 use super::headers::{self, Asked, BadRequest};
+use super::unread::{Unread, WINDOW, Windows};
 use crate::proxy::stream::Reason;
 use crate::proxy::tls::{Tls, TlsIo};
 
-/// What a peer may send before it is read: so much memory can one slow reader take.
-pub(super) const STREAM_WINDOW: u32 = 512 << 10;
-/// As much for every stream, so that slow ones never hold up the others.
-pub(super) const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
+/// As much for every stream as it may have, so that slow ones never hold up the others.
+pub(super) const CONNECTION_WINDOW: u32 = 100 * WINDOW;
 pub(super) const FRAME: u32 = 64 << 10;
 pub(super) const HEADERS: u32 = 16 << 10;
 /// Resets that a peer may cause without our taking the streams (CVE-2023-44487).
 const RESETS: usize = 64;
 
 /// A tunnel that a peer has opened.
-pub struct Server(h2::server::Connection<TlsIo, Bytes>);
+pub struct Server {
+    connection: h2::server::Connection<TlsIo, Bytes>,
+    windows: Windows,
+}
 
 /// A stream that is asked for.
 pub struct Incoming {
@@ -31,9 +33,9 @@ pub struct Incoming {
 
 impl Server {
     /// A tunnel on `tls` with at most `streams` at a time.
-    pub async fn new(tls: Tls, streams: u32) -> Result<Self, h2::Error> {
+    pub async fn new(tls: Tls, streams: u32, unread: &Unread) -> Result<Self, h2::Error> {
         let connection = h2::server::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
             .max_header_list_size(HEADERS)
@@ -41,13 +43,21 @@ impl Server {
             .max_pending_accept_reset_streams(RESETS)
             .handshake(TlsIo::new(tls))
             .await?;
-        Ok(Self(connection))
+        Ok(Self { connection, windows: unread.windows() })
     }
 
     /// The next stream; none when the peer opens no more. It also moves the frames of all streams, so it is to be called until
     /// then.
     pub async fn next(&mut self) -> Option<Result<Incoming, h2::Error>> {
-        let accepted = self.0.accept().await?;
+        let accepted = loop {
+            tokio::select! {
+                accepted = self.connection.accept() => break accepted?,
+                window = self.windows.changed() => match self.connection.set_initial_window_size(window) {
+                    Ok(()) => self.windows.given(window),
+                    Err(_earlier) => self.windows.put_off(),
+                },
+            }
+        };
         Some(accepted.map(|(request, respond)| Incoming {
             asked: headers::asked(&request),
             receive: request.into_body(),
@@ -57,7 +67,7 @@ impl Server {
 
     /// Says GOAWAY: streams that are open go on.
     pub fn drain(&mut self) {
-        self.0.graceful_shutdown();
+        self.connection.graceful_shutdown();
     }
 }
 

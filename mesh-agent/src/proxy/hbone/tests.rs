@@ -1,5 +1,7 @@
-use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -35,10 +37,25 @@ async fn tunnel_of(
     answer: Result<(), Reason>,
     most: u32,
 ) -> (Connection, tokio::sync::mpsc::Receiver<(Asked, Option<TcpStream>)>) {
+    tunnel_within(answer, most, &plenty()).await
+}
+
+/// Memory that is never short.
+fn plenty() -> Arc<Unread> {
+    Unread::new(usize::MAX, Arc::default())
+}
+
+/// One whose server's applications may leave so much unread.
+async fn tunnel_within(
+    answer: Result<(), Reason>,
+    most: u32,
+    unread: &Arc<Unread>,
+) -> (Connection, tokio::sync::mpsc::Receiver<(Asked, Option<TcpStream>)>) {
+    let unread = Arc::clone(unread);
     let (near, far) = Pair::speaking(vec![Protocol::H2]).tunnel().await;
     let (streams, incoming) = tokio::sync::mpsc::channel(100);
     tokio::spawn(async move {
-        let mut server = Server::new(far, most).await.unwrap();
+        let mut server = Server::new(far, most, &unread).await.unwrap();
         while let Some(Ok(next)) = server.next().await {
             let asked = next.asked.clone().unwrap();
             let Ok(()) = answer else {
@@ -47,17 +64,19 @@ async fn tunnel_of(
             };
             let (send, receive) = next.accept(None).unwrap();
             let (application, mut socket) = sockets().await;
-            tokio::spawn(async move { relay(&mut socket, send, receive, Bytes::new()).await });
+            let unread = Arc::clone(&unread);
+            tokio::spawn(async move { relay(&mut socket, send, receive, Bytes::new(), &unread).await });
             streams.send((asked, Some(application))).await.unwrap();
         }
     });
-    (Connection::new(near, 10).await.unwrap(), incoming)
+    (Connection::new(near, 10, &plenty()).await.unwrap(), incoming)
 }
 
 async fn stream(connection: &Connection) -> (TcpStream, JoinHandle<Result<(), Cut>>) {
     let (send, receive) = connection.open(&asked(), None).await.unwrap();
     let (application, mut socket) = sockets().await;
-    (application, tokio::spawn(async move { relay(&mut socket, send, receive, Bytes::new()).await.0 }))
+    let relayed = async move { relay(&mut socket, send, receive, Bytes::new(), &plenty()).await.0 };
+    (application, tokio::spawn(relayed))
 }
 
 #[tokio::test]
@@ -127,17 +146,45 @@ async fn a_slow_reader_holds_only_its_own_stream() {
     let (connection, mut incoming) = tunnel(Ok(())).await;
     let (slow, _relayed) = stream(&connection).await;
     let _stuck = incoming.recv().await.unwrap();
-    let mut sent = 0;
-    while timeout(Duration::from_millis(500), slow.writable()).await.is_ok() {
-        while let Ok(written) = slow.try_write(&[0; 1 << 16]) {
-            sent += written;
-            assert!(sent < 128 << 20, "nothing holds the sender back");
-        }
-    }
+    fill(&slow).await;
     let (mut quick, _relayed) = stream(&connection).await;
     let mut server = incoming.recv().await.unwrap().1.unwrap();
     quick.write_all(b"hello").await.unwrap();
     timeout(LONG, server.read_exact(&mut [0; 5])).await.unwrap().unwrap();
+}
+
+/// Writes until nothing more is taken for a while: how much was.
+async fn fill(application: &TcpStream) -> usize {
+    let mut sent = 0;
+    while timeout(Duration::from_millis(500), application.writable()).await.is_ok() {
+        while let Ok(written) = application.try_write(&[7; 1 << 16]) {
+            sent += written;
+            assert!(sent < 128 << 20, "nothing holds the sender back");
+        }
+    }
+    sent
+}
+
+#[tokio::test]
+async fn when_memory_is_short_each_stream_may_fill_less_of_it_and_all_of_it_arrives() {
+    let unread = Unread::new(600 << 10, Arc::default());
+    let (connection, mut incoming) = tunnel_within(Ok(()), 10, &unread).await;
+    let (first, _relayed) = stream(&connection).await;
+    let mut slow = incoming.recv().await.unwrap().1.unwrap();
+    let sent = fill(&first).await;
+    let window = unread::WINDOW as usize;
+    assert!((window / 2..=window).contains(&unread.held()), "{}", unread.held());
+    let (second, _relayed) = stream(&connection).await;
+    let _also_slow = incoming.recv().await.unwrap();
+    fill(&second).await;
+    let (held, small) = (unread.held(), unread::SMALL_WINDOW as usize);
+    assert!(held <= window + small, "{held} bytes lie here");
+    // It still goes on, and when there is room again as before.
+    let mut heard = vec![0; sent];
+    timeout(LONG, slow.read_exact(&mut heard)).await.unwrap().unwrap();
+    assert!(heard.iter().all(|byte| *byte == 7));
+    let again = fill(&first).await;
+    assert!(again > window / 2, "{again} of {sent}");
 }
 
 /// How many the server takes is known with its first answer.

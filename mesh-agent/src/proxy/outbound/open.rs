@@ -247,7 +247,8 @@ async fn open(
         Protocol::H2 => {
             let failed = |error: OpenError| Failure::Endpoint(Reason::Upstream, error.to_string());
             let streams = outbound.allowance.limits.streams;
-            let connection = Connection::new(*tls, streams).await.map_err(failed)?;
+            let connection =
+                Connection::new(*tls, streams, &outbound.allowance.unread).await.map_err(failed)?;
             let slot = connection
                 .reserve()
                 .ok_or_else(|| Failure::Endpoint(Reason::Upstream, "closed".to_owned()))?;

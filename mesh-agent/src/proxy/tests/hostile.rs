@@ -38,7 +38,8 @@ async fn by_http2_no_stream_begins_either_when_the_clients_certificate_has_ended
     let short = fixtures::Wanted { until, ..fixtures::Wanted::of(&client()) };
     mesh.pair.client_held.set(&client(), mesh.pair.authority.issue(&short));
     let target = echo().await;
-    let tunnel = hbone::Connection::new(tls_of(&mesh).await, 10).await.unwrap();
+    let tunnel =
+        hbone::Connection::new(tls_of(&mesh).await, 10, &mesh.outbound.allowance.unread).await.unwrap();
     let asked = Asked::to(target);
     let open = tunnel.open(&asked, None).await;
     assert!(open.is_ok(), "while it is valid");
@@ -57,7 +58,7 @@ async fn what_a_tunnel_carried_is_told_of_when_the_tunnel_is_cut() {
     let target = echo().await;
     let tls = tls_of(&mesh).await;
     let wire = socket2::SockRef::from(&tls.tcp).try_clone().unwrap();
-    let tunnel = hbone::Connection::new(tls, 10).await.unwrap();
+    let tunnel = hbone::Connection::new(tls, 10, &mesh.outbound.allowance.unread).await.unwrap();
     let asked = Asked::to(target);
     let _open = [tunnel.open(&asked, None).await.unwrap(), tunnel.open(&asked, None).await.unwrap()];
     wire.shutdown(std::net::Shutdown::Both).unwrap();

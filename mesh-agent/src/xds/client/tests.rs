@@ -153,6 +153,11 @@ impl World {
             }
         };
         tokio::time::timeout(SOON, connected).await.expect("no stream");
+        self.begun().await
+    }
+
+    /// The stream that was just opened.
+    async fn begun(&mut self) -> (Talk, DeltaDiscoveryRequest) {
         let mut talk = self.talks.recv().await.unwrap();
         let policies = talk.request().await;
         assert_eq!(policies.type_url, AUTHORIZATION_TYPE);

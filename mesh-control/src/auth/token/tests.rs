@@ -60,8 +60,12 @@ impl Issuer {
         encode(&header(Algorithm::ES256, "k1"), claims, &key).unwrap()
     }
 
+    fn judge(&self, token: &str) -> Result<Accepted, BadToken> {
+        judge(token, &rules(), &self.keys, UNIX_EPOCH + Duration::from_secs(NOW))
+    }
+
     fn node(&self, token: &str) -> Result<String, BadToken> {
-        node(token, &rules(), &self.keys, UNIX_EPOCH + Duration::from_secs(NOW))
+        self.judge(token).map(|accepted| accepted.node)
     }
 }
 
@@ -73,6 +77,20 @@ fn a_token_of_a_pod_on_a_node_is_accepted() {
     one["aud"] = json!("istio-ca");
     one.as_object_mut().unwrap().remove("nbf");
     assert_eq!(issuer.node(&issuer.sign(&one)), Ok("node-a".to_owned()));
+}
+
+#[test]
+fn a_token_is_good_until_it_expires_and_clocks_may_be_apart() {
+    let issuer = issuer();
+    let until = |exp: Value| {
+        let mut claims = claims();
+        claims["exp"] = exp;
+        let until = issuer.judge(&issuer.sign(&claims)).unwrap().until;
+        until.map(|until| until.duration_since(UNIX_EPOCH).unwrap())
+    };
+    assert_eq!(until(json!(NOW + 60)), Some(Duration::from_secs(NOW + 70)));
+    assert_eq!(until(json!(NOW as f64 - 4.5)), Some(Duration::from_secs_f64(NOW as f64 + 5.5)));
+    assert_eq!(until(json!(1e300)), None);
 }
 
 #[test]

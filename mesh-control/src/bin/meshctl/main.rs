@@ -82,7 +82,8 @@ enum Command {
             global = true
         )]
         ca_dir: PathBuf,
-        /// How long certificates live: what the control plane has as --certificate-lifetime.
+        /// How long certificates live, which use-root and drop-roots wait for. It must be what the control plane has as
+        /// --certificate-lifetime: with less a root goes while certificates of it are in use.
         #[arg(
             long,
             env = "MESH_CERTIFICATE_LIFETIME",

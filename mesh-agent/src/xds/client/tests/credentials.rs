@@ -1,7 +1,7 @@
 //! Who is who, and what becomes of a control plane that is nobody.
 
 use super::*;
-use crate::identity::testing::own_certificate;
+use crate::identity::testing::{answer, own_certificate};
 
 /// What ends the first stream, or attempt at one, of an agent at that address.
 async fn first_reason(address: SocketAddr) -> String {
@@ -41,15 +41,80 @@ async fn a_node_with_a_certificate_needs_no_token() {
     assert_eq!((talk.token.as_deref(), talk.by_certificate), (Some("Bearer join"), false));
 }
 
+/// Another certificate of this node.
+fn certify(store: &Store, authority: &Authority) {
+    let uri = "spiffe://cluster.local/mesh.dev/node/node-a";
+    store.put_node(Some(&answer(authority, uri, Duration::from_secs(3_600))));
+}
+
+impl World {
+    /// The stream that follows without that the one before has failed, and its first request for addresses.
+    async fn exchanged(&mut self) -> (Talk, DeltaDiscoveryRequest) {
+        loop {
+            match self.event().await {
+                XdsEvent::Connected => return self.begun().await,
+                // Silence is the end of the first answer.
+                XdsEvent::Delta { applied, .. } => applied.send(Vec::new()).unwrap(),
+                event @ (XdsEvent::Versions { .. }
+                | XdsEvent::Disconnected { .. }
+                | XdsEvent::Policies { .. }) => panic!("{event:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_gives_way_to_one_by_a_newer_certificate() {
+    let (authority, files) = known();
+    let store = Arc::default();
+    let mut world = World::with(authority, authority, files, &store).await;
+    let (mut first, _) = world.stream().await;
+    assert!(!first.by_certificate);
+    first.send(response("n1", vec![web("v1")])).await;
+    world.apply(&[]).await;
+    assert_eq!(first.request().await.response_nonce, "n1");
+    certify(&store, authority);
+    let (second, request) = world.exchanged().await;
+    assert_eq!((&second.token, second.by_certificate), (&None, true));
+    assert_eq!(request.initial_resource_versions, [(WEB.to_owned(), "v1".to_owned())].into());
+    assert!(!matches!(first.requests.message().await, Ok(Some(_))), "two streams");
+    // Renewed while a change is under way: that is put in force first, and what is refused is not claimed.
+    let full = of_service(service("shop/full", &["10.96.0.3"], &[(80, 80)]), "1");
+    second.send(response("n2", vec![full])).await;
+    let XdsEvent::Delta { delta, applied, .. } = world.event().await else { panic!("no delta") };
+    certify(&store, authority);
+    let early = tokio::time::timeout(LOOK * 2, world.events.recv()).await;
+    assert!(early.is_err(), "{early:?}");
+    world.snapshot.apply(delta);
+    applied.send(vec![Rejected { name: "shop/full".to_owned(), reason: "no room".to_owned() }]).unwrap();
+    let (third, request) = world.exchanged().await;
+    assert!(third.by_certificate);
+    let wanted = [(WEB.to_owned(), "v1".to_owned()), ("shop/full".to_owned(), String::new())].into();
+    assert_eq!(request.initial_resource_versions, wanted);
+    // And there it stays.
+    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
 #[tokio::test]
 async fn a_certificate_that_the_handshake_refuses_gives_way_to_the_token() {
     let (authority, files) = known();
     // The plane knows nothing of who certified this node.
-    let store = own_certificate(&Authority::new("former"));
+    let former = Authority::new("former");
+    let store = own_certificate(&former);
     let mut world = World::with(authority, authority, files, &store).await;
     assert!(!world.disconnected().await.is_empty());
     let (talk, _) = world.stream().await;
     assert_eq!((talk.token.as_deref(), talk.by_certificate), (Some("Bearer join"), false));
+    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    assert!(more.is_err(), "it is not tried again: {more:?}");
+    // Its successor is, once.
+    certify(&store, &former);
+    assert!(!world.disconnected().await.is_empty());
+    let (talk, _) = world.stream().await;
+    assert_eq!((talk.token.as_deref(), talk.by_certificate), (Some("Bearer join"), false));
+    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    assert!(more.is_err(), "{more:?}");
 }
 
 #[tokio::test]
