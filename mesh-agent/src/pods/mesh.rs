@@ -73,6 +73,11 @@ impl Mesh {
         Self { held: RwLock::default(), changed: watch::Sender::default(), grace, turn: AtomicUsize::new(0) }
     }
 
+    /// How long connections to, or of, who has gone may go on.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
     /// A number that changes when an endpoint has gone (its grace time over) or become another's, and with [`Mesh::bump`].
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

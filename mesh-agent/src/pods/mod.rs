@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::figures::Figures;
@@ -117,12 +117,19 @@ impl Guards {
     }
 }
 
+/// Who looks after a workload.
+struct Task {
+    handle: JoinHandle<()>,
+    /// Told when it is to end without grace.
+    hurry: Arc<Notify>,
+}
+
 /// The proxies of this node. Dropped, they all end at once.
 pub struct Pods {
     shared: Arc<Shared>,
-    pods: BTreeMap<Arc<str>, (watch::Sender<Enrolled>, JoinHandle<()>)>,
+    pods: BTreeMap<Arc<str>, (watch::Sender<Enrolled>, Task)>,
     /// Of workloads that have gone.
-    ending: BTreeMap<Arc<str>, JoinHandle<()>>,
+    ending: BTreeMap<Arc<str>, Task>,
     phase: watch::Sender<Phase>,
     policy: JoinHandle<()>,
 }
@@ -178,7 +185,7 @@ impl Pods {
     /// Does something with the network namespaces of the workloads that have a proxy, by their cookies, while none is entered or left; not while
     /// one of the workloads is in no known one, since it may come to any.
     pub fn with_namespaces<T>(&self, act: impl FnOnce(&HashSet<u64>) -> T) -> Option<T> {
-        let settled = self.ending.values().all(JoinHandle::is_finished);
+        let settled = self.ending.values().all(|task| task.handle.is_finished());
         let places = self.shared.guards.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = |uid: &Arc<str>| places.get(uid).is_some_and(|place| place.inside);
         if !settled || !self.pods.keys().all(found) {
@@ -190,7 +197,7 @@ impl Pods {
     /// Makes the workloads that have a proxy these; which of them are in a network namespace of their own shows later. Those of
     /// the node's own network are to be left out.
     pub fn sync(&mut self, wanted: Vec<Enrolled>) {
-        self.ending.retain(|_uid, task| !task.is_finished());
+        self.ending.retain(|_uid, task| !task.handle.is_finished());
         let uids: BTreeSet<Arc<str>> = wanted.iter().map(|enrolled| Arc::clone(&enrolled.uid)).collect();
         let gone: Vec<Arc<str>> = self.pods.keys().filter(|uid| !uids.contains(*uid)).cloned().collect();
         for uid in gone {
@@ -229,13 +236,13 @@ impl Pods {
             tasks.chain(std::mem::take(&mut self.ending).into_values().map(|task| (None, task))).collect();
         let all = async {
             for (_, task) in &mut tasks {
-                drop(task.await);
+                drop((&mut task.handle).await);
             }
         };
         if tokio::time::timeout(limit, all).await.is_err() {
             self.phase.send_replace(Phase::Over);
-            for (_, task) in tasks.iter_mut().filter(|(_, task)| !task.is_finished()) {
-                drop(task.await);
+            for (_, task) in tasks.iter_mut().filter(|(_, task)| !task.handle.is_finished()) {
+                drop((&mut task.handle).await);
             }
         }
     }
@@ -245,14 +252,17 @@ impl Pods {
         let (wanted, changes) = watch::channel(enrolled);
         let before = self.ending.remove(&uid);
         let (shared, phase) = (Arc::clone(&self.shared), self.phase.subscribe());
-        let task = tokio::spawn(async move {
+        let hurry = Arc::new(Notify::new());
+        let hurried = Arc::clone(&hurry);
+        let handle = tokio::spawn(async move {
             if let Some(before) = before {
                 // What it says last must not come after the first word of this one.
-                drop(before.await);
+                before.hurry.notify_one();
+                drop(before.handle.await);
             }
-            pod::run(shared, changes, phase).await;
+            pod::run(shared, changes, phase, hurried).await;
         });
-        self.pods.insert(uid, (wanted, task));
+        self.pods.insert(uid, (wanted, Task { handle, hurry }));
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use mesh_common::abi::{self, Address, Proxy};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::figures::State;
@@ -52,18 +53,21 @@ impl Served {
     }
 }
 
-/// Looks after a workload until `wanted` has lost its sender, or the agent stops.
+/// Looks after a workload until `wanted` has lost its sender and what is open then has had its grace time, or `hurry` says that it has not; or
+/// the agent stops.
 pub(super) async fn run(
     shared: Arc<Shared>,
     wanted: watch::Receiver<Enrolled>,
     phase: watch::Receiver<Phase>,
+    hurry: Arc<Notify>,
 ) {
     let uid = Arc::clone(&wanted.borrow().uid);
     loop {
         let (shared, uid) = (Arc::clone(&shared), Arc::clone(&uid));
         let since = Instant::now();
         let home = shared.threads.home().clone();
-        let pod = Pod { shared, uid, wanted: wanted.clone(), phase: phase.clone(), since, home };
+        let (wanted, phase, hurry) = (wanted.clone(), phase.clone(), Arc::clone(&hurry));
+        let pod = Pod { shared, uid, wanted, phase, hurry, since, home };
         let (shared, uid) = (Arc::clone(&pod.shared), Arc::clone(&pod.uid));
         // A task of its own, so that an error in it does not leave the workload without anybody who knows.
         match tokio::spawn(pod.run()).await {
@@ -71,7 +75,7 @@ pub(super) async fn run(
             Err(ended) if ended.is_panic() => {
                 error!(workload = %uid, error = %ended, "the proxy of a workload failed; it begins anew");
                 shared.tell(Event::Gone { uid });
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
             }
             // The runtime ends.
             Err(_cancelled) => return,
@@ -92,6 +96,7 @@ struct Pod {
     uid: Arc<str>,
     wanted: watch::Receiver<Enrolled>,
     phase: watch::Receiver<Phase>,
+    hurry: Arc<Notify>,
     /// Since when something has been awaited.
     since: Instant,
     /// The thread that its listeners are on.
@@ -279,13 +284,18 @@ impl Pod {
         };
         // Before the listeners close, so that as few connections as may be come to closed ones.
         self.tell(cookie, addresses, false);
-        if woken == Woken::Stopped {
+        if matches!(woken, Woken::Stopped | Woken::Removed) {
             self.state(State::Draining);
             phase.send_replace(Phase::Draining);
+            let limit = if woken == Woken::Removed { self.shared.mesh.grace() } else { Duration::MAX };
+            let mut over = self.phase.clone();
             tokio::select! {
                 () = async { while tasks.join_next().await.is_some() {} } => {}
                 // Its sender lives longer than this.
-                _over = self.phase.wait_for(|phase| *phase == Phase::Over) => {}
+                _over = over.wait_for(|phase| *phase == Phase::Over) => {}
+                () = sleep(limit) => {}
+                () = self.hurry.notified() => {}
+                () = self.has_left(found), if woken == Woken::Removed => {}
             }
         }
         phase.send_replace(Phase::Over);
@@ -334,6 +344,16 @@ impl Pod {
         tasks
     }
 
+    /// Waits until the workload has no process in that namespace any more.
+    async fn has_left(&self, found: &mut Found) {
+        loop {
+            sleep(TICK).await;
+            if !self.is_inside(found) {
+                return;
+            }
+        }
+    }
+
     /// Whether the workload still has a process in that namespace.
     fn is_inside(&self, found: &mut Found) -> bool {
         self.shared.places.holds(found.process, found.inode) || self.is_inside_still(found)
@@ -358,7 +378,7 @@ impl Pod {
                 Ok(()) => Woken::Changed,
                 Err(_removed) => Woken::Removed,
             },
-            () = tokio::time::sleep(pause) => Woken::Time,
+            () = sleep(pause) => Woken::Time,
         }
     }
 
