@@ -22,7 +22,15 @@ use crate::snapshot::Workload;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Denials of which nobody can say more than that there were so many.
-pub(super) type Untold = Arc<AtomicU64>;
+pub(super) type Untold = Arc<UntoldCounts>;
+
+/// See [`Untold`].
+#[derive(Debug, Default)]
+pub(super) struct UntoldCounts {
+    pub(super) refused: AtomicU64,
+    /// By policies in dry run.
+    pub(super) rehearsed: AtomicU64,
+}
 
 /// Reads what the kernel programs tell of denials. What there is no room for is counted by the programs. Looking often enough is simpler than being
 /// woken, and the ring holds what comes in between.
@@ -36,7 +44,7 @@ pub(super) async fn read(mut ring: RingBuf<MapData>, told: mpsc::Sender<abi::Den
                 // The agent may be about to end.
                 Ok(denial) => drop(told.send(denial).await),
                 Err(error) => {
-                    untold.fetch_add(1, Relaxed);
+                    untold.refused.fetch_add(1, Relaxed);
                     warn!(%error, "what the kernel programs told cannot be read");
                 }
             }

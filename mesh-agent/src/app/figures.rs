@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::denials::UntoldCounts;
 use super::owner::Owner;
 use crate::metrics::{self, Proxy, ProxySide};
 use crate::pods::figures::{Figures, SideFigures};
@@ -9,7 +10,7 @@ use crate::pods::host::Side;
 use crate::sockets::Sweeper;
 
 /// The part of a scrape that is about policy.
-pub(super) fn of_policy(owner: &Owner, swept: &Sweeper, untold: &AtomicU64) -> metrics::Policy {
+pub(super) fn of_policy(owner: &Owner, swept: &Sweeper, untold: &UntoldCounts) -> metrics::Policy {
     let counts = owner.policies.counts();
     let understood = counts.policies.saturating_sub(counts.not_understood);
     let swept = swept.counts();
@@ -29,7 +30,8 @@ pub(super) fn of_policy(owner: &Owner, swept: &Sweeper, untold: &AtomicU64) -> m
         write_failures: counts.write_failures,
         denials: refused(owner, false),
         rehearsed: refused(owner, true),
-        untold_denials: untold.load(Relaxed),
+        untold_denials: untold.refused.load(Relaxed),
+        untold_rehearsals: untold.rehearsed.load(Relaxed),
         destroyed: [
             ("policy", &swept.policy),
             ("endpoint-gone", &swept.gone),

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -93,8 +93,12 @@ impl Proxies {
             revocations: Arc::clone(&revocations),
             limits: config.proxy.limits,
             denied: Arc::new(move |denial| {
+                let rehearsed = denial.judged.allowed;
+                let missed = if rehearsed { &missed.rehearsed } else { &missed.refused };
+                // Half of the room is for those that were refused.
+                let room = !rehearsed || refused_sender.capacity() > WAITING / 2;
                 // The owner has no time for it: the proxies count it as refused all the same.
-                if refused_sender.try_send(denial).is_err() {
+                if !room || refused_sender.try_send(denial).is_err() {
                     missed.fetch_add(1, Relaxed);
                 }
             }),
@@ -115,7 +119,7 @@ impl Proxies {
     }
 
     /// Denials that nobody has been told of.
-    pub(super) fn untold(&self) -> Arc<AtomicU64> {
+    pub(super) fn untold(&self) -> Untold {
         Arc::clone(&self.untold)
     }
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use mesh_common::abi::{CounterKey, Counters, Outcome, Protocol, ServiceKey, identity_of};
 use tracing::warn;
 
+use super::denials::Untold;
 use super::owner::Owner;
 use super::{certificates, figures};
 use crate::admin::{AdminRequest, view};
@@ -36,7 +36,7 @@ pub(super) struct Context {
     /// What has become of connections that may no longer be.
     pub(super) swept: Sweeper,
     /// Denials that nobody has been told of.
-    pub(super) untold: Arc<AtomicU64>,
+    pub(super) untold: Untold,
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.

@@ -23,6 +23,8 @@ pub struct Policy {
     pub rehearsed: Vec<(String, &'static str, u64)>,
     /// Refused connections of which no more than that is known.
     pub untold_denials: u64,
+    /// The same of connections that policies in dry run would have refused, by the proxy.
+    pub untold_rehearsals: u64,
     /// Connections that were destroyed, and those that could not be, by why.
     pub destroyed: Vec<(&'static str, u64)>,
 }
@@ -81,6 +83,12 @@ pub(super) fn policy(families: &mut Families, policy: &Policy) {
             Kind::Counter,
             policy.untold_denials,
         ),
+        (
+            "mesh_agent_policy_dry_run_denials_untold_total",
+            "Connections that policies in dry run would have refused, of which there was no time to say more.",
+            Kind::Counter,
+            policy.untold_rehearsals,
+        ),
     ] {
         families.family(name, help, kind).add([], value as f64);
     }
@@ -116,6 +124,7 @@ mod tests {
             denials: vec![("shop/deny".to_owned(), "client", 5)],
             rehearsed: vec![("shop/trial".to_owned(), "server", 9)],
             untold_denials: 8,
+            untold_rehearsals: 10,
             destroyed: vec![("policy", 6)],
         };
         policy(&mut families, &figures);
@@ -128,6 +137,7 @@ mod tests {
             "mesh_agent_unplaced_workloads 7",
             "mesh_agent_policy_write_failures_total 4",
             "mesh_agent_policy_denials_untold_total 8",
+            "mesh_agent_policy_dry_run_denials_untold_total 10",
             r#"mesh_agent_policy_denials_total{policy="shop/deny",side="client"} 5"#,
             r#"mesh_agent_policy_dry_run_denials_total{policy="shop/trial",side="server"} 9"#,
             r#"mesh_agent_connections_destroyed_total{reason="policy"} 6"#,

@@ -194,11 +194,15 @@ impl Pod {
 
     /// Until what is to be served changes; [`Woken::Time`]: until the namespace is no longer the workload's.
     async fn open_and_serve(&mut self, found: &mut Found, namespace: &Namespace) -> Woken {
+        let (_phase, drain) = Drain::new();
+        // Ended when this is left.
+        let mut looking = JoinSet::new();
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
             let (reason, pause, own) = match spiffe_of(&enrolled.workload) {
                 Ok(own) => match open(namespace, &enrolled.workload.addresses, &self.home).await {
                     Ok(listeners) => {
+                        drop(looking);
                         return self.serve(found, namespace, &enrolled, own, listeners).await;
                     }
                     Err(error) => {
@@ -211,21 +215,12 @@ impl Pod {
             };
             self.fail(reason);
             // It is guarded without a proxy as well, and so are the connections that it has.
-            let (_phase, drain) = Drain::new();
-            let shared = Arc::clone(&self.shared);
-            let looking = async {
-                if let Some(own) = own {
-                    let workload = RwLock::new(Arc::clone(&enrolled.workload));
-                    let served = Arc::new(Served { own, namespace: namespace.clone(), workload });
-                    revoked::watch(shared, served, drain).await;
-                }
-                std::future::pending().await
-            };
-            let woken = tokio::select! {
-                woken = self.wait(pause) => woken,
-                woken = looking => woken,
-            };
-            match woken {
+            if let Some(own) = own.filter(|_| looking.is_empty()) {
+                let workload = RwLock::new(Arc::clone(&enrolled.workload));
+                let served = Arc::new(Served { own, namespace: namespace.clone(), workload });
+                looking.spawn(revoked::watch(Arc::clone(&self.shared), served, drain.clone()));
+            }
+            match self.wait(pause).await {
                 Woken::Time if self.is_inside(found) => {}
                 woken @ (Woken::Time | Woken::Changed | Woken::Removed | Woken::Stopped) => return woken,
             }
@@ -284,6 +279,10 @@ impl Pod {
         };
         // Before the listeners close, so that as few connections as may be come to closed ones.
         self.tell(cookie, addresses, false);
+        if woken == Woken::Removed {
+            // The kernel programs do not know it any more: guarded it would be closed to everybody.
+            self.shared.guards.forget(&self.uid, |cookie| self.shared.kernel.unguard(cookie));
+        }
         if matches!(woken, Woken::Stopped | Woken::Removed) {
             self.state(State::Draining);
             phase.send_replace(Phase::Draining);

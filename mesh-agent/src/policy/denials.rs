@@ -129,6 +129,14 @@ type Counted = (Arc<str>, Side, bool);
 #[derive(Debug, Default)]
 pub struct Denials {
     counts: BTreeMap<Counted, u64>,
+    refused: Told,
+    /// By policies in dry run: apart, so that they take no room from what was refused.
+    rehearsed: Told,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    /// Newest first.
     last: VecDeque<Refusal>,
     /// The second that lines are counted in, and how many it had.
     second: Option<(Instant, u32)>,
@@ -142,6 +150,19 @@ impl Denials {
         let full = self.counts.len() >= NAMED && !self.counts.contains_key(&key);
         let key = if full { (OTHERS.into(), refusal.side, refusal.dry_run) } else { key };
         *self.counts.entry(key).or_default() += 1;
+        if refusal.dry_run { &mut self.rehearsed } else { &mut self.refused }.record(refusal, now)
+    }
+
+    /// All that are kept, newest first.
+    fn last(&self) -> impl Iterator<Item = &Refusal> {
+        let mut all: Vec<_> = self.refused.last.iter().chain(&self.rehearsed.last).collect();
+        all.sort_by_key(|refusal| std::cmp::Reverse(refusal.at));
+        all.into_iter()
+    }
+}
+
+impl Told {
+    fn record(&mut self, refusal: Refusal, now: Instant) -> Option<u64> {
         if self.last.len() == KEPT {
             self.last.pop_back();
         }
@@ -157,11 +178,15 @@ impl Denials {
         *lines += 1;
         Some(std::mem::take(&mut self.suppressed))
     }
+}
 
+impl Denials {
     /// Takes a refusal in and logs it.
     pub fn tell(&mut self, refusal: Refusal, now: Instant) {
+        let dry_run = refusal.dry_run;
         let Some(suppressed) = self.record(refusal, now) else { return };
-        let Some(refusal) = self.last.front() else { return };
+        let told = if dry_run { &self.rehearsed } else { &self.refused };
+        let Some(refusal) = told.last.front() else { return };
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
         let address = |address: Option<SocketAddr>| address.map_or_else(String::new, |a| a.to_string());
         warn!(
@@ -205,7 +230,7 @@ impl Denials {
             cause: refusal.cause,
             dry_run: refusal.dry_run,
         };
-        DenialsView { counts: self.counts().map(count).collect(), last: self.last.iter().map(one).collect() }
+        DenialsView { counts: self.counts().map(count).collect(), last: self.last().map(one).collect() }
     }
 }
 
@@ -279,6 +304,23 @@ mod tests {
         let later = begun + Duration::from_secs(1);
         assert_eq!(denials.record(refusal("a/b", 1), later), Some(16));
         assert_eq!(denials.record(refusal("a/b", 1), later), Some(0));
+    }
+
+    #[test]
+    fn a_dry_run_takes_no_room_from_what_was_refused() {
+        let (mut denials, now) = (Denials::default(), Instant::now());
+        let dry = |second: u64| Refusal {
+            dry_run: true,
+            at: UNIX_EPOCH + Duration::from_secs(second),
+            ..refusal("shop/trial", 1)
+        };
+        denials.record(refusal("shop/a", 2), now);
+        let lines = (0..1_000).filter(|second| denials.record(dry(*second), now).is_some()).count();
+        assert_eq!(lines as u32, LINES);
+        assert_eq!(denials.record(refusal("shop/a", 3), now), Some(0), "it has a line");
+        let view = denials.view();
+        assert_eq!(view.last.iter().filter(|one| !one.dry_run).count(), 2);
+        assert!(view.last.len() == KEPT + 2 && view.last[0].time == "1970-01-01T00:16:39Z");
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Allowance {
         Arc::new(Self {
             limits,
             budget: Budget::counting(limits.buffers, Arc::clone(&counts.over_buffers)),
-            unread: Unread::new(limits.buffers, Arc::clone(&counts.over_unread)),
+            unread: Unread::new(limits.buffers.max(Unread::LEAST), Arc::clone(&counts.over_unread)),
             counts,
             connections: Arc::new(Semaphore::new(limits.connections)),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),

@@ -105,12 +105,15 @@ fn made(dir: &Path, name: &str, mode: u32) -> io::Result<File> {
     let file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&path)?;
     let (ours, owner) = (file.metadata()?, fs::metadata(dir)?);
     let same = (ours.uid(), ours.gid()) == (owner.uid(), owner.gid());
-    // Who is not root can give nothing away: its own directory needs nothing, and root reads everything.
-    let needless = ours.uid() != 0 && [ours.uid(), 0].contains(&owner.uid());
-    if same || needless {
+    if same {
         return Ok(file);
     }
-    fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(|error| {
+    let given = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+    // Who is not root can give nothing away; it makes what it reads itself.
+    if ours.uid() != 0 && given.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+        return Ok(file);
+    }
+    given.map_err(|error| {
         let about = format!("{}: cannot be given to the directory's owner", path.display());
         io::Error::new(error.kind(), format!("{about} ({}:{}): {error}", owner.uid(), owner.gid()))
     })?;

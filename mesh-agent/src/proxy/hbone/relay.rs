@@ -67,14 +67,34 @@ type Came = Option<Result<Bytes, h2::Error>>;
 #[derive(Default)]
 struct Waiting {
     bytes: VecDeque<Bytes>,
+    /// Small pieces, after all others: each for itself would take more memory than it holds.
+    small: BytesMut,
     /// What has come after them, if that was the last.
     end: Option<Came>,
+}
+
+impl Waiting {
+    fn push(&mut self, bytes: Bytes) {
+        if bytes.len() < SMALL {
+            self.small.extend_from_slice(&bytes);
+        }
+        if !self.small.is_empty() && (bytes.len() >= SMALL || self.small.len() >= LARGE) {
+            self.bytes.push_back(self.small.split().freeze());
+        }
+        if bytes.len() >= SMALL {
+            self.bytes.push_back(bytes);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        self.bytes.pop_front().or_else(|| (!self.small.is_empty()).then(|| self.small.split().freeze()))
+    }
 }
 
 impl Receive {
     async fn next(&mut self) -> Came {
         let Some(waiting) = &mut self.waiting else { return self.stream.data().await };
-        if let Some(bytes) = waiting.bytes.pop_front() {
+        if let Some(bytes) = waiting.pop() {
             return Some(Ok(bytes));
         }
         match self.waiting.take().and_then(|waiting| waiting.end) {
@@ -102,7 +122,7 @@ impl Receive {
                 },
                 came = self.stream.data(), if waiting.end.is_none() => {
                     match came {
-                        Some(Ok(bytes)) => waiting.bytes.push_back(bytes),
+                        Some(Ok(bytes)) => waiting.push(bytes),
                         end => waiting.end = Some(end),
                     }
                     self.tell();
@@ -222,4 +242,28 @@ fn stopped(reset: Result<Reason, h2::Error>) -> Result<(), Cut> {
 
 fn tunnel(error: h2::Error) -> Cut {
     if error.is_reset() { Cut::Reset } else { Cut::Tunnel(io::Error::other(error)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_lie_together_and_all_keep_their_order() {
+        let mut waiting = Waiting::default();
+        let (mut sent, mut pieces) = (Vec::new(), 0);
+        for number in 0..200_000_usize {
+            // Now and then a large one.
+            let length = if number % 50_000 == 49_999 { LARGE } else { 1 };
+            let piece = vec![number as u8; length];
+            sent.extend_from_slice(&piece);
+            waiting.push(Bytes::from(piece));
+        }
+        let mut heard = Vec::new();
+        while let Some(bytes) = waiting.pop() {
+            heard.extend_from_slice(&bytes);
+            pieces += 1;
+        }
+        assert!(heard == sent && pieces < 20, "{pieces} pieces");
+    }
 }

@@ -26,6 +26,9 @@ pub struct Unread {
 }
 
 impl Unread {
+    /// The least limit to be given, in bytes: with less a single stream would make the windows of all small, and large again.
+    pub const LEAST: usize = 8 * WINDOW as usize;
+
     /// Memory is short from half of `limit` bytes on: what is on its way when windows get small is still to come. It is short no more below a quarter.
     /// `reached` counts how often it has become so.
     pub fn new(limit: usize, reached: Arc<AtomicU64>) -> Arc<Self> {
@@ -43,8 +46,9 @@ impl Unread {
     }
 
     fn changed(&self) {
-        let held = self.held();
         self.short.send_if_modified(|short| {
+            // Not before: whoever comes last here must not have looked first.
+            let held = self.held();
             let now = if *short { held > self.limit / 4 } else { held > self.limit / 2 };
             if now && !*short {
                 self.reached.fetch_add(1, Relaxed);

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -18,6 +19,11 @@ use crate::proxy::limits::count;
 use crate::proxy::relay::Moved;
 use crate::proxy::stream::Reason;
 use crate::proxy::tls::{Standing, Tls};
+
+/// So long may applications take for what came before the end of a tunnel.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+/// Most that a tunnel is given up before its certificate's end.
+const EARLY: Duration = Duration::from_secs(5);
 
 /// Streams of HTTP/2, many at a time.
 pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Drain) {
@@ -38,11 +44,30 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
     // A little longer than the client keeps it, so that the client is the one to close.
     let patience = limits.idle_timeout + limits.idle_timeout / 4;
     let mut deserted = Instant::now() + patience;
+    let ends = ends(until, &standing);
+    let mut changed = inbound.host.changed();
     loop {
         let incoming = tokio::select! {
             () = drain.reached(Phase::Draining), if !draining => {
                 server.drain();
                 draining = true;
+                continue;
+            }
+            // Before a stream is refused for it: not every peer asks again on another tunnel.
+            () = sleep_until(ends), if !draining => {
+                server.drain();
+                draining = true;
+                continue;
+            }
+            Ok(()) = changed.changed() => {
+                if standing.is_revoked() {
+                    debug!(own = %inbound.own, %peer, "a tunnel has ended: its certificate was revoked");
+                    break;
+                }
+                if !draining && !standing.is_current() {
+                    server.drain();
+                    draining = true;
+                }
                 continue;
             }
             Some(_ended) = streams.join_next() => {
@@ -61,17 +86,16 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
             next = server.next() => match next {
                 Some(Ok(incoming)) => incoming,
                 Some(Err(error)) => {
-                    count(&inbound.allowance.counts.malformed);
+                    // By our own verdict: not the peer's, and not the network's.
+                    if !error.is_io() && !error.is_remote() {
+                        count(&inbound.allowance.counts.malformed);
+                    }
                     debug!(own = %inbound.own, %peer, %error, "a tunnel has ended");
                     break;
                 }
                 None => break,
             },
         };
-        if standing.is_revoked() {
-            debug!(own = %inbound.own, %peer, "a tunnel has ended: its certificate was revoked");
-            break;
-        }
         let may_begin = SystemTime::now() < until && standing.is_current();
         if !may_begin && !draining {
             server.drain();
@@ -84,7 +108,18 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
     }
     drop(server);
     // What came before the end is for the applications all the same; then each stream finds that its tunnel has gone.
-    while streams.join_next().await.is_some() {}
+    let last = async { while streams.join_next().await.is_some() {} };
+    if timeout(LAST_WORDS, last).await.is_err() {
+        inbound.allowance.counts.stopped.fetch_add(streams.len() as u64, Relaxed);
+    }
+}
+
+/// When peers are told that nothing more may begin, a little before it may not: by the end of the certificate, and of what its issuers' lists
+/// say.
+fn ends(until: SystemTime, standing: &Standing) -> Instant {
+    let until = standing.until().map_or(until, |lists| lists.min(until));
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+    Instant::now() + left.saturating_sub(EARLY.min(left / 10))
 }
 
 async fn stream(

@@ -152,6 +152,11 @@ impl Standing {
         self.revocations.is_current(self.generation) && !self.has_lapsed()
     }
 
+    /// Until when the lists that it was verified by say something; none: without end.
+    pub fn until(&self) -> Option<SystemTime> {
+        self.until
+    }
+
     /// Whether a list that it was verified by says nothing any more.
     pub(super) fn has_lapsed(&self) -> bool {
         self.until.is_some_and(|until| SystemTime::now() >= until)
