@@ -137,8 +137,8 @@ impl Credentials {
             None => {
                 let (token_rules, keys) = rules.tokens.ok_or(token::BadToken::Unknown)?;
                 let accepted = token::judge(token, token_rules, keys, now)?;
-                let expiry = |at| Expiry { at, refusal: token::BadToken::Expired.into() };
-                Ok(Caller { node: Some(accepted.node), until: accepted.until.map(expiry) })
+                let until = Expiry { at: accepted.until, refusal: token::BadToken::Expired.into() };
+                Ok(Caller { node: Some(accepted.node), until: Some(until) })
             }
         }
     }

@@ -11,7 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command};
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use mesh_common::abi;
@@ -74,8 +74,12 @@ impl Kernel for Table {
 }
 
 /// A policy that refuses some sources, and all of them where a workload names it.
+#[derive(Default)]
 struct Refuses {
     who: Mutex<Vec<SpiffeId>>,
+    /// Refuses everybody, in dry run.
+    trial: AtomicBool,
+    asked: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
@@ -98,7 +102,9 @@ impl Judge for Refuses {
         let named = destination.policies().iter().any(|policy| **policy == *"shop/nobody");
         let refused = named || self.who.lock().unwrap().iter().any(|who| Some(who) == source);
         let policy = refused.then(|| "shop/nobody".into());
-        Judged { allowed: !refused, policy, rule: refused.then_some(0), ..Judged::default() }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let would_deny = self.trial.load(Ordering::Relaxed).then(|| ("shop/trial".into(), None));
+        Judged { allowed: !refused, policy, rule: refused.then_some(0), cause: None, would_deny }
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
@@ -163,7 +169,7 @@ impl Node {
     fn new(limits: Limits) -> Self {
         let (events, told) = mpsc::unbounded_channel();
         let kernel = Arc::new(Table::default());
-        let judge = Arc::new(Refuses { who: Mutex::default(), changed: watch::Sender::default() });
+        let judge = Arc::new(Refuses::default());
         let mesh = Arc::new(Mesh::new(GRACE));
         let (denials, certificates) = (Arc::<Mutex<Vec<Denial>>>::default(), Arc::<Held>::default());
         let cgroups = Directory::new();

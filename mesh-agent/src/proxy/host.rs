@@ -134,12 +134,10 @@ impl From<TcpStream> for Application {
 
 /// What the inbound side of a pod asks.
 pub trait Inward: Send + Sync + 'static {
-    /// Whether policy lets it be. Asked when a connection comes.
+    /// Whether policy lets it be. Asked once, when a connection comes.
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
     /// Whether policy still lets it be. Asked when [`Inward::changed`] says so.
-    fn still(&self, wanted: &Wanted) -> bool {
-        self.permits(wanted).is_ok()
-    }
+    fn still(&self, wanted: &Wanted) -> bool;
     /// A connection to the application, from within the pod's network namespace.
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>>;
     /// A number that changes with whatever [`Inward::permits`] decides by, and when certificates are revoked.

@@ -46,6 +46,10 @@ impl Inward for Policy {
         if self.open.load(Ordering::Relaxed) { Ok(()) } else { Err(denied) }
     }
 
+    fn still(&self, _wanted: &Wanted) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>> {
         Box::pin(async { TcpStream::connect(wanted.destination).await.map(Into::into) })
     }

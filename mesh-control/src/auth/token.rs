@@ -136,7 +136,7 @@ pub(crate) struct Accepted {
     /// The node that it is bound to.
     pub(crate) node: String,
     /// When it is no longer accepted; none: later than can be told.
-    pub(crate) until: Option<SystemTime>,
+    pub(crate) until: SystemTime,
 }
 
 /// Whether a token is accepted, and what for.
@@ -214,8 +214,10 @@ fn accept(claims: Claims, rules: &TokenRules, now: SystemTime) -> Result<Accepte
     }
     let node = claims.kubernetes.node.map(|node| node.name);
     let node = node.filter(|name| is_name(name)).ok_or(BadToken::NoNode)?;
-    let end = Duration::try_from_secs_f64(claims.exp + leeway).ok();
-    Ok(Accepted { node, until: end.and_then(|end| UNIX_EPOCH.checked_add(end)) })
+    // One that no clock can tell would never end.
+    let end = Duration::try_from_secs_f64(claims.exp + leeway).map_err(|_beyond| BadToken::Malformed)?;
+    let until = UNIX_EPOCH.checked_add(end).ok_or(BadToken::Malformed)?;
+    Ok(Accepted { node, until })
 }
 
 #[cfg(test)]

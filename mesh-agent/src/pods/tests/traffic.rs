@@ -105,6 +105,21 @@ async fn policy_is_asked_at_both_ends_and_again_when_it_changes() {
     }
 }
 
+#[tokio::test]
+async fn what_a_dry_run_would_refuse_is_told_once_and_goes_on() {
+    let Some(world) = World::new().await else { return };
+    world.server.judge.trial.store(true, Ordering::Relaxed);
+    let (mut near, mut far) = world.joined(false, 8080).await;
+    passes(&mut near, &mut far, b"hello").await;
+    let asked = world.server.judge.asked.load(Ordering::Relaxed);
+    world.server.judge.set(vec![]);
+    until("it is asked again", || world.server.judge.asked.load(Ordering::Relaxed) > asked).await;
+    passes(&mut near, &mut far, b"hello").await;
+    let denials = std::mem::take(&mut *world.server.denials.lock().unwrap());
+    assert_eq!(denials.len(), 1, "{denials:?}");
+    assert!(denials[0].judged.allowed && denials[0].judged.would_deny.is_some());
+}
+
 /// Policies come before the workloads that name them, and revocation lists without any policy.
 #[tokio::test]
 async fn what_is_open_is_judged_anew_whatever_has_changed() {

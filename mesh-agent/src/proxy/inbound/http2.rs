@@ -37,7 +37,8 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
     .await
     {
         Ok(Ok(server)) => server,
-        Ok(Err(_)) | Err(_) => return,
+        Ok(Err(error)) => return broken(inbound, peer, &error),
+        Err(_elapsed) => return count(&inbound.allowance.counts.slow_handshakes),
     };
     let mut streams = JoinSet::new();
     let mut draining = false;
@@ -86,11 +87,7 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
             next = server.next() => match next {
                 Some(Ok(incoming)) => incoming,
                 Some(Err(error)) => {
-                    // By our own verdict: not the peer's, and not the network's.
-                    if !error.is_io() && !error.is_remote() {
-                        count(&inbound.allowance.counts.malformed);
-                    }
-                    debug!(own = %inbound.own, %peer, %error, "a tunnel has ended");
+                    broken(inbound, peer, &error);
                     break;
                 }
                 None => break,
@@ -112,6 +109,14 @@ pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, 
     if timeout(LAST_WORDS, last).await.is_err() {
         inbound.allowance.counts.stopped.fetch_add(streams.len() as u64, Relaxed);
     }
+}
+
+fn broken(inbound: &Inbound, peer: SocketAddr, error: &h2::Error) {
+    // By our own verdict: not the peer's, and not the network's.
+    if !error.is_io() && !error.is_remote() {
+        count(&inbound.allowance.counts.malformed);
+    }
+    debug!(own = %inbound.own, %peer, %error, "a tunnel has ended");
 }
 
 /// When peers are told that nothing more may begin, a little before it may not: by the end of the certificate, and of what its issuers' lists

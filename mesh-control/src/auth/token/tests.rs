@@ -85,12 +85,12 @@ fn a_token_is_good_until_it_expires_and_clocks_may_be_apart() {
     let until = |exp: Value| {
         let mut claims = claims();
         claims["exp"] = exp;
-        let until = issuer.judge(&issuer.sign(&claims)).unwrap().until;
-        until.map(|until| until.duration_since(UNIX_EPOCH).unwrap())
+        let accepted = issuer.judge(&issuer.sign(&claims)).ok()?;
+        Some(accepted.until.duration_since(UNIX_EPOCH).unwrap())
     };
     assert_eq!(until(json!(NOW + 60)), Some(Duration::from_secs(NOW + 70)));
     assert_eq!(until(json!(NOW as f64 - 4.5)), Some(Duration::from_secs_f64(NOW as f64 + 5.5)));
-    assert_eq!(until(json!(1e300)), None);
+    assert_eq!(until(json!(1e300)), None, "it would never end");
 }
 
 #[test]
