@@ -1,19 +1,20 @@
 //! `sk_lookup` in the network namespace of a pod: who may connect to it.
 //!
 //! Runs for what belongs to no established connection, so packets of established ones pay nothing. Without TLS; what comes through
-//! a tunnel is judged by the node proxy, which hands it over from the pod's own address.
+//! a tunnel is judged by the node proxy, which hands it over from the pod's own address. Where policies need more than is seen here, who is
+//! let in is led to the proxy, too, whose listener takes it at the address and port that were dialled.
 
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::abi::{Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason};
+use mesh_common::abi::{Address, Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason};
 
 use crate::{
     address::{pick, words},
     balance, count,
-    maps::CALLERS,
+    maps::{CALLERS, LISTENERS},
     policy,
 };
 
@@ -24,7 +25,7 @@ const AF_INET: u32 = 2;
 /// Entry point.
 #[sk_lookup]
 pub fn inbound(ctx: SkLookupContext) -> u32 {
-    verdict(judge(ctx.lookup))
+    verdict(judge(&ctx))
 }
 
 /// What becomes of the packet.
@@ -33,12 +34,15 @@ enum Action {
     Passed,
     /// Let in by policy.
     Admitted,
+    /// Led to the node proxy.
+    Steered,
     /// Refused: the client gets a reset.
     Refused(Reason),
 }
 
 #[inline(always)]
-fn judge(lookup: *mut bpf_sk_lookup) -> Action {
+fn judge(ctx: &SkLookupContext) -> Action {
+    let lookup = ctx.lookup;
     // SAFETY: readable fields of a valid context, here and below.
     let (protocol, device, port) = unsafe {
         (
@@ -94,10 +98,26 @@ fn judge(lookup: *mut bpf_sk_lookup) -> Action {
             Reason::InboundDenied
         });
     }
+    if peer.is_steered() {
+        // The proxy asks again, policies in dry run as well.
+        return steer(ctx, &destination.address());
+    }
     if peer.is_rehearsed() {
         policy::rehearse(&told);
     }
     admitted(peer)
+}
+
+/// To the proxy of the workload with that address. It takes nothing away from who is refused already, and without it nobody could say what
+/// the policies mean: then nobody comes in.
+#[inline(always)]
+fn steer(ctx: &SkLookupContext, workload: &Address) -> Action {
+    let alive = policy::node().is_some_and(|node| node.alive_until_nanoseconds > balance::now());
+    if alive && LISTENERS.redirect_sk_lookup(ctx, workload, 0).is_ok() {
+        Action::Steered
+    } else {
+        Action::Refused(Reason::InboundNoProxy)
+    }
 }
 
 /// Let in, whether policy has a say in it or not.
@@ -133,6 +153,10 @@ fn verdict(action: Action) -> u32 {
         Action::Passed => SK_PASS,
         Action::Admitted => {
             count::reason(Reason::InboundAdmitted);
+            SK_PASS
+        }
+        Action::Steered => {
+            count::reason(Reason::InboundSteered);
             SK_PASS
         }
         Action::Refused(reason) => {

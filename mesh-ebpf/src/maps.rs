@@ -5,7 +5,7 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash},
 };
 use mesh_common::abi::{
     Address, Affinity, AffinityKey, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Endpoint,
@@ -59,6 +59,8 @@ pub(crate) static VERDICTS: HashMap<VerdictKey, Verdict> = HashMap::with_max_ent
 pub(crate) static PLAIN_VERDICTS: LpmTrie<PlainKey, Verdict> = LpmTrie::with_max_entries(SIZE, 0);
 #[map]
 pub(crate) static DENIALS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
+#[map]
+pub(crate) static LISTENERS: SockHash<Address> = SockHash::with_max_entries(SIZE, 0);
 
 /// Declared by hand, since aya-ebpf's `SkStorage` takes no socket of `sock_create` and sockops.
 #[repr(C)]

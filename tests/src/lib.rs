@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use mesh_harness::manifest::authorization_policy;
 use mesh_harness::process::Process;
 use mesh_harness::{Agent, AgentOptions, Cluster, Control, ControlOptions, Node, Pod, Service, peer, until};
+use serde_json::json;
 
 /// A cluster with a control plane and an agent on every node. Fields go in order, agents before the cluster.
 #[derive(Debug)]
@@ -114,6 +116,21 @@ pub fn becomes(pod: &Pod, server: &Server, outcome: &str) -> anyhow::Result<()> 
     until(&format!("{} to {to}: {outcome}", pod.name), Duration::from_secs(20), || {
         let seen = peer::connect(pod, &to).count(1).run()?;
         anyhow::ensure!(seen.of(outcome) == 1 || seen.failed.contains_key(outcome), "{seen:?}");
+        Ok(())
+    })
+}
+
+/// Lets everybody come to `server`, of node number 0, by a policy that asks for HTTP as well, and waits until connections of `client`, a pod
+/// of the same node, go through the proxy.
+pub fn steer(mesh: &Mesh, client: &Pod, server: &Server) -> anyhow::Result<()> {
+    let rules = [json!({}), json!({"to": [{"operation": {"methods": ["GET"]}}]})];
+    let policy = authorization_policy("default", "steer", Some(&server.pod.name), "ALLOW", &rules);
+    mesh.cluster.manifests().put("steer", &[policy])?;
+    until(&format!("{} is led to the proxy", client.name), Duration::from_secs(20), || {
+        let before = mesh.agents[0].reason("inbound_steered")?;
+        let seen = peer::connect(client, &server.pod.address(8080)).count(1).run()?;
+        anyhow::ensure!(mesh.agents[0].reason("inbound_steered")? > before, "it went past it: {seen:?}");
+        anyhow::ensure!(seen.of(&server.pod.name) == 1, "{seen:?}");
         Ok(())
     })
 }

@@ -1,4 +1,5 @@
-//! How connections begin and end: between nodes, through two proxies, as on one node, where nothing is between the ends.
+//! How connections begin and end: between nodes, through two proxies, and on one node through one, where policy asks for that, as on one node
+//! where nothing is between the ends.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,12 +7,13 @@ use std::time::Duration;
 use anyhow::ensure;
 use mesh_harness::process::anonymous_bytes_of;
 use mesh_harness::{AgentOptions, Pod, needs, peer, say, until};
-use mesh_tests::{Mesh, Server, descriptors_return};
+use mesh_tests::{Mesh, Server, descriptors_return, steer};
 
-/// A client with a server on its own node and one on another.
+/// A client with two servers on its own node, one of them behind that node's proxy, and one on another.
 struct Scene {
     client: Pod,
     near: Server,
+    steered: Server,
     far: Server,
     mesh: Mesh,
 }
@@ -21,15 +23,17 @@ impl Scene {
         let mesh = Mesh::start_with(&["z1", "z2"], options)?;
         let far = mesh.servers(&[(1, "far")])?.remove(0);
         let near = mesh.servers(&[(0, "near")])?.remove(0);
+        let steered = mesh.servers(&[(0, "steered")])?.remove(0);
         let client = mesh.client(0, "client")?;
-        mesh.agents[0].wait_for_proxies(&["client", "near"])?;
+        mesh.agents[0].wait_for_proxies(&["client", "near", "steered"])?;
+        steer(&mesh, &client, &steered)?;
         mesh.agents[1].wait_for_proxies(&["far"])?;
         mesh.wait_until_carried(0, &client, &far.pod.address(8080))?;
-        Ok(Self { client, near, far, mesh })
+        Ok(Self { client, near, steered, far, mesh })
     }
 
-    fn servers(&self) -> [&Server; 2] {
-        [&self.near, &self.far]
+    fn servers(&self) -> [&Server; 3] {
+        [&self.near, &self.steered, &self.far]
     }
 
     /// How the connections ended to which a server has attended, as it saw them.
@@ -108,7 +112,7 @@ fn urgent_data_does_not_harm_the_stream_that_it_is_beside() -> anyhow::Result<()
     let scene = Scene::start(&AgentOptions::default())?;
     let used = scene.mesh.descriptors()?;
     let hex: String = b"before-and-after\n".iter().map(|byte| format!("{byte:02x}")).collect();
-    for (server, carried) in [(&scene.near, true), (&scene.far, false)] {
+    for (server, carried) in [(&scene.near, true), (&scene.steered, false), (&scene.far, false)] {
         for to in [server.pod.address(8080), server.pod.address6(8080)] {
             for (ask, second) in [
                 ("echo", "before-and-after"),
@@ -164,14 +168,14 @@ fn whoever_does_not_read_makes_the_other_wait_and_not_the_agents_grow() -> anyho
     needs!(Mesh);
     let mut scene = Scene::start(&AgentOptions::default())?;
     let used = scene.mesh.descriptors()?;
-    let to = scene.far.pod.address(8080);
     let memory = || -> anyhow::Result<Vec<u64>> {
         scene.mesh.agents.iter().map(|agent| anonymous_bytes_of(agent.pid())).collect()
     };
     let before = memory()?;
     // A server that does not read, then a client that does not.
     let mut holders = Vec::new();
-    for _ in 0..4 {
+    for server in [&scene.far, &scene.far, &scene.far, &scene.steered] {
+        let to = server.pod.address(8080);
         let how = ["--ask", "deaf", "--flood", "1000000000", "--timeout-ms", "2000"];
         let (holder, seen) = peer::raw_held(&scene.client, &to, &how)?;
         ensure!(seen.blocked == 1, "a server that does not read took all: {seen:?}");
@@ -180,8 +184,10 @@ fn whoever_does_not_read_makes_the_other_wait_and_not_the_agents_grow() -> anyho
         holders.push(holder);
         holders.push(peer::raw_held(&scene.client, &to, &["--ask", "pump"])?.0);
     }
-    let seen = peer::connect(&scene.client, &to).count(100).run()?;
-    ensure!(seen.of("far") == 100, "others wait, too: {seen:?}");
+    for (server, name) in [(&scene.far, "far"), (&scene.steered, "steered")] {
+        let seen = peer::connect(&scene.client, &server.pod.address(8080)).count(100).run()?;
+        ensure!(seen.of(name) == 100, "others wait, too: {seen:?}");
+    }
     let after = memory()?;
     say(&format!(
         "eight connections that nobody reads: {before:?} bytes of memory before, {after:?} with them"
@@ -192,6 +198,7 @@ fn whoever_does_not_read_makes_the_other_wait_and_not_the_agents_grow() -> anyho
     drop(holders);
     // What they said is still to be delivered, as without the mesh, for as long as there is somebody who may read it.
     scene.far.process.kill()?;
+    scene.steered.process.kill()?;
     descriptors_return(&scene.mesh, &used)
 }
 
@@ -203,7 +210,8 @@ fn large_transfers_in_both_directions_at_once_are_exact() -> anyhow::Result<()> 
     let sizes = [1 << 20, 7_777_777, 32 << 20, 100 << 20];
     let mut running = Vec::new();
     for (seed, bytes) in sizes.into_iter().enumerate() {
-        for to in [scene.far.pod.address(8080), scene.far.pod.address6(8080)] {
+        for to in [scene.far.pod.address(8080), scene.far.pod.address6(8080), scene.steered.pod.address(8080)]
+        {
             running.push((bytes, peer::start_transfer(&scene.client, &to, bytes, seed as u64 + 1)?));
         }
     }

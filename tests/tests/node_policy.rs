@@ -180,12 +180,13 @@ fn not_forms_and_conditions_decide_on_every_path() -> anyhow::Result<()> {
         (when("destination.port", json!(["8080"]), none()), &all, false),
         (when("destination.ip", none(), json!([server])), &[], true),
     ];
+    // Nobody meets it, but it leads what comes through the proxy.
+    let http = to(json!({"methods": ["GET"]}));
     for (rule, met, anywhere) in cases {
-        for action in ["ALLOW", "DENY"] {
-            let what = format!("{action} {rule}");
-            let policy =
-                authorization_policy("default", "p", Some("server"), action, std::slice::from_ref(&rule));
-            scene.put(&[policy])?;
+        for (action, also) in [("ALLOW", None), ("DENY", None), ("ALLOW", Some(&http))] {
+            let rules: Vec<_> = [&rule].into_iter().chain(also).cloned().collect();
+            let what = format!("{action} {rules:?}");
+            scene.put(&[authorization_policy("default", "p", Some("server"), action, &rules)])?;
             for port in [8080, 9090] {
                 let meets = |name: &&str| met.contains(name) && (port == 8080 || anywhere);
                 let let_in: Vec<_> =

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -206,6 +206,20 @@ impl Kernel for KernelSide {
 
     fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
         self.passages.caller(source, destination)
+    }
+
+    fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<abi::Caller> {
+        self.passages.steered(source, destination)
+    }
+
+    fn forget_caller(&self, source: SocketAddr, destination: SocketAddr, caller: abi::Caller) {
+        if let Err(error) = self.passages.forget_caller(source, destination, caller) {
+            warn!(%error, "who made a connection that the proxy took could not be forgotten");
+        }
+    }
+
+    fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.passages.steer(address, listener).map_err(io::Error::other)
     }
 
     fn guard(&self, netns: &File, cookie: u64) -> Result<()> {

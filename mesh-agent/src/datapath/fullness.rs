@@ -3,10 +3,10 @@
 use anyhow::{Context, Result};
 use aya::Pod;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError, SockHash};
 use mesh_common::abi::{
-    Affinity, AffinityKey, Caller, CallerKey, ClientKey, Endpoint, FlowKey, FlowValue, Original, OriginalKey,
-    PlainKey, Verdict, VerdictKey, map,
+    Address, Affinity, AffinityKey, Caller, CallerKey, ClientKey, Endpoint, FlowKey, FlowValue, Original,
+    OriginalKey, PlainKey, Verdict, VerdictKey, map,
 };
 
 use super::Datapath;
@@ -34,6 +34,7 @@ pub struct Counted {
     originals: usize,
     callers: usize,
     clients: usize,
+    listeners: usize,
 }
 
 impl Counted {
@@ -50,6 +51,10 @@ impl Counted {
             originals: entries::<OriginalKey, Original>(pins, map::ORIGINALS)?,
             callers: entries::<CallerKey, Caller>(pins, map::CALLERS)?,
             clients: entries::<ClientKey, Endpoint>(pins, map::CLIENTS)?,
+            listeners: {
+                let map: SockHash<MapData, Address> = open(pins, map::LISTENERS)?.try_into()?;
+                count(map.keys()).context(map::LISTENERS)?
+            },
         })
     }
 }
@@ -96,6 +101,7 @@ impl Datapath {
             of(map::ORIGINALS, counted.originals, sizes.passages),
             of(map::CALLERS, counted.callers, sizes.passages),
             of(map::CLIENTS, counted.clients, sizes.passages),
+            of(map::LISTENERS, counted.listeners, sizes.workloads.saturating_mul(2)),
         ]
     }
 }

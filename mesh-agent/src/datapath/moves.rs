@@ -59,9 +59,13 @@ pub fn plan(pinned: &[(MapSpec, Pinned)]) -> Result<Vec<(MapSpec, Move)>, TooNew
             Pinned::Differs { alike: true, value } if value > spec.value => {
                 return Err(TooNew { map: spec.name, found: value, known: spec.value });
             }
-            // The records of open sockets cannot be listed, and what is in a ring has been told or is lost.
+            // The records of open sockets cannot be listed, listeners go with the agent that has them, and what is in a ring has been told or is
+            // lost.
             Pinned::Differs { alike: true, value }
-                if !matches!(spec.kind, MapKind::SocketStorage | MapKind::RingBuffer) =>
+                if !matches!(
+                    spec.kind,
+                    MapKind::SocketStorage | MapKind::SocketHash | MapKind::RingBuffer
+                ) =>
             {
                 Move::Copy { value }
             }

@@ -46,6 +46,8 @@ pub enum MapKind {
     LruHash = 9,
     /// Trie of prefixes.
     PrefixTrie = 11,
+    /// Hash table of sockets.
+    SocketHash = 18,
     /// Socket storage.
     SocketStorage = 24,
     /// Ring buffer; its entries are bytes.
@@ -66,7 +68,9 @@ impl MapKind {
 
 /// The maps with their configured sizes.
 pub fn maps(sizes: &MapSizes) -> [MapSpec; map::ALL.len()] {
-    use MapKind::{Array, Hash, LruHash, PerCpuArray, PerCpuHash, PrefixTrie, RingBuffer, SocketStorage};
+    use MapKind::{
+        Array, Hash, LruHash, PerCpuArray, PerCpuHash, PrefixTrie, RingBuffer, SocketHash, SocketStorage,
+    };
     fn of<K, V>(name: &'static str, kind: MapKind, entries: u32) -> MapSpec {
         let bytes = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         MapSpec { name, kind, key: bytes(size_of::<K>()), value: bytes(size_of::<V>()), entries }
@@ -94,6 +98,8 @@ pub fn maps(sizes: &MapSizes) -> [MapSpec; map::ALL.len()] {
         of::<abi::VerdictKey, abi::Verdict>(map::VERDICTS, Hash, sizes.verdicts),
         of::<([u32; 1], abi::PlainKey), abi::Verdict>(map::PLAIN_VERDICTS, PrefixTrie, sizes.verdicts),
         MapSpec { name: map::DENIALS, kind: RingBuffer, key: 0, value: 0, entries: DENIALS_BYTES },
+        // Of both families each.
+        of::<abi::Address, u32>(map::LISTENERS, SocketHash, sizes.workloads.saturating_mul(2)),
     ]
 }
 

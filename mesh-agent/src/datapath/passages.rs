@@ -2,13 +2,16 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData, MapError};
-use mesh_common::abi::{Caller, CallerKey, ClientKey, Denial, Endpoint, Node, Original, OriginalKey, map};
+use aya::maps::{Array, HashMap, MapData, MapError, SockHash};
+use mesh_common::abi::{
+    Address, Caller, CallerKey, ClientKey, Denial, Endpoint, Node, Original, OriginalKey, map,
+};
 
 use super::desired::map_address;
 use super::maps::{gone, open};
@@ -20,11 +23,15 @@ pub const ALIVE: Duration = Duration::from_millis(800);
 /// How often it beats.
 pub const BEAT: Duration = Duration::from_millis(200);
 
-/// The maps `ORIGINALS`, `CALLERS` and `CLIENTS`, for the tasks of the proxy.
+/// How long before the proxy takes a connection its maker may have been noted: the first segment may be late, and so may the proxy be.
+const STEERED_NANOSECONDS: u64 = 2 * Caller::FRESH_NANOSECONDS;
+
+/// The maps `ORIGINALS`, `CALLERS`, `CLIENTS` and `LISTENERS`, for the tasks of the proxy.
 pub struct Passages {
     originals: Mutex<HashMap<MapData, OriginalKey, Original>>,
-    callers: HashMap<MapData, CallerKey, Caller>,
+    callers: Mutex<HashMap<MapData, CallerKey, Caller>>,
     clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
+    listeners: Mutex<SockHash<MapData, Address>>,
 }
 
 impl Passages {
@@ -37,8 +44,9 @@ impl Passages {
         }
         Ok(Self {
             originals: Mutex::new(open(pins, map::ORIGINALS)?.try_into()?),
-            callers: open(pins, map::CALLERS)?.try_into()?,
+            callers: Mutex::new(open(pins, map::CALLERS)?.try_into()?),
             clients: Mutex::new(clients),
+            listeners: Mutex::new(open(pins, map::LISTENERS)?.try_into()?),
         })
     }
 
@@ -71,9 +79,45 @@ impl Passages {
 
     /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not known.
     pub fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
-        let key = CallerKey { source: endpoint(source), destination: endpoint(destination) };
-        self.callers.get(&key, 0).ok().map(|caller| caller.workload)
+        self.noted(&caller_key(source, destination)).map(|caller| caller.workload)
     }
+
+    /// The same for a connection that was led to the proxy just now: what was noted long ago was another with the same ends.
+    pub fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<Caller> {
+        let now = sys::monotonic_nanoseconds();
+        self.noted(&caller_key(source, destination))
+            .filter(|caller| now.wrapping_sub(caller.at_nanoseconds) < STEERED_NANOSECONDS)
+    }
+
+    /// A connection that was led to the proxy has ended, and with it what was noted: unless another with the same ends has come since.
+    pub fn forget_caller(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        caller: Caller,
+    ) -> Result<(), MapError> {
+        let key = caller_key(source, destination);
+        if self.noted(&key) != Some(caller) {
+            return Ok(());
+        }
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        gone(callers.remove(&key))
+    }
+
+    /// Leads what comes without TLS to `address`, and needs the proxy, to this listener. The kernel forgets it when it is closed.
+    pub fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> Result<(), MapError> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.insert(map_address(address), listener.as_raw_fd(), 0)
+    }
+
+    fn noted(&self, key: &CallerKey) -> Option<Caller> {
+        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        callers.get(key, 0).ok()
+    }
+}
+
+fn caller_key(source: SocketAddr, destination: SocketAddr) -> CallerKey {
+    CallerKey { source: endpoint(source), destination: endpoint(destination) }
 }
 
 /// The map `NODE`.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,6 +27,13 @@ pub trait Kernel: Send + Sync {
     /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not
     /// known.
     fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64>;
+    /// The same for a connection that was led to the proxy just now, of which the programs believe it. It is kept until
+    /// [`Kernel::forget_caller`].
+    fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<abi::Caller>;
+    /// That connection is over.
+    fn forget_caller(&self, source: SocketAddr, destination: SocketAddr, caller: abi::Caller);
+    /// What comes without TLS to the pod's `address`, and needs the proxy, is led to this listener from now on, until it is closed.
+    fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()>;
     /// Guards what comes into a namespace, before anything listens there for the proxy. Asked again for the same one, it
     /// changes nothing.
     fn guard(&self, netns: &File, cookie: u64) -> anyhow::Result<()>;

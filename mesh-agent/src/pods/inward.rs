@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use mesh_common::abi;
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::Shared;
 use super::host::{Denial, Side};
 use super::pod::Served;
-use crate::proxy::host::{Application, Denied, Guard, Inward, Later, Outcome, Wanted};
+use crate::identity::spiffe_of;
+use crate::proxy::host::{Application, Caller, Denied, Guard, Inward, Later, Outcome, Wanted};
 
 /// The inbound side of a pod.
 pub(super) struct Inside {
@@ -31,6 +33,22 @@ impl Guard for Shown {}
 impl Drop for Shown {
     fn drop(&mut self) {
         self.shared.kernel.forget_client(self.netns, self.end);
+    }
+}
+
+/// Who made a connection that the proxy took is known for as long as this lives.
+struct Noted {
+    shared: Arc<Shared>,
+    ends: (SocketAddr, SocketAddr),
+    caller: abi::Caller,
+}
+
+impl Guard for Noted {}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let (source, destination) = self.ends;
+        self.shared.kernel.forget_caller(source, destination, self.caller);
     }
 }
 
@@ -90,6 +108,15 @@ impl Inside {
 }
 
 impl Inward for Inside {
+    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Caller {
+        let Some(caller) = self.shared.kernel.steered(peer, destination) else { return Caller::default() };
+        // Not that of whoever is at its address: that one may have gone, and this be a stranger.
+        let workload = self.shared.mesh.neighbour(caller.workload);
+        let source = workload.and_then(|workload| spiffe_of(&workload).ok());
+        let noted = Noted { shared: Arc::clone(&self.shared), ends: (peer, destination), caller };
+        Caller { source, guard: Some(Box::new(noted)) }
+    }
+
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied> {
         self.judge(wanted, true)
     }

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
 use mesh_common::abi::Proxy;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
+use super::host::Kernel;
 use crate::proxy::netns::Namespace;
 
 /// What takes a pod's connections.
@@ -15,6 +17,8 @@ use crate::proxy::netns::Namespace;
 pub(super) struct Listeners {
     pub(super) outbound: Vec<TcpListener>,
     pub(super) tunnels: Vec<TcpListener>,
+    /// Of what comes without TLS and is led to the proxy.
+    pub(super) plain: Vec<TcpListener>,
 }
 
 /// A listener could not be opened.
@@ -38,7 +42,7 @@ impl fmt::Display for ListenError {
             true => {
                 write!(
                     f,
-                    "{address} is in use: the application listens at a port of the proxy's (15001, 15008)"
+                    "{address} is in use: the application listens at a port of the proxy's (15001, 15006, 15008)"
                 )
             }
             false => write!(f, "listening at {address}: {error}"),
@@ -49,15 +53,18 @@ impl fmt::Display for ListenError {
 /// Opens them at each of the pod's addresses: the wildcard address would take connections to any other one from the application.
 /// They belong to the event loop of `home`.
 pub(super) async fn open(
+    kernel: &dyn Kernel,
     namespace: &Namespace,
     addresses: &[IpAddr],
     home: &Handle,
 ) -> Result<Listeners, ListenError> {
     let mut listeners = Listeners::default();
     for ip in addresses {
-        for (port, list) in
-            [(Proxy::OUTBOUND, &mut listeners.outbound), (Proxy::TUNNEL, &mut listeners.tunnels)]
-        {
+        for (port, list) in [
+            (Proxy::OUTBOUND, &mut listeners.outbound),
+            (Proxy::TUNNEL, &mut listeners.tunnels),
+            (Proxy::PLAIN, &mut listeners.plain),
+        ] {
             let address = SocketAddr::new(*ip, port);
             let namespace = namespace.clone();
             let opened = home.spawn(async move { namespace.listen(address).await }).await;
@@ -65,6 +72,11 @@ pub(super) async fn open(
             let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
             list.push(opened.map_err(|error| ListenError { address, error })?);
         }
+    }
+    // All or none: with some of its listeners a pod is not ready.
+    for (ip, listener) in addresses.iter().zip(&listeners.plain) {
+        let address = SocketAddr::new(*ip, Proxy::PLAIN);
+        kernel.steer(*ip, listener.as_fd()).map_err(|error| ListenError { address, error })?;
     }
     Ok(listeners)
 }

@@ -200,17 +200,21 @@ impl Pod {
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
             let (reason, pause, own) = match spiffe_of(&enrolled.workload) {
-                Ok(own) => match open(namespace, &enrolled.workload.addresses, &self.home).await {
-                    Ok(listeners) => {
-                        drop(looking);
-                        return self.serve(found, namespace, &enrolled, own, listeners).await;
+                Ok(own) => {
+                    match open(&*self.shared.kernel, namespace, &enrolled.workload.addresses, &self.home)
+                        .await
+                    {
+                        Ok(listeners) => {
+                            drop(looking);
+                            return self.serve(found, namespace, &enrolled, own, listeners).await;
+                        }
+                        Err(error) => {
+                            self.shared.figures.listen_failures.fetch_add(1, Relaxed);
+                            let pause = if error.is_early() { self.pace() } else { RETRY };
+                            (error.to_string(), pause, Some(own))
+                        }
                     }
-                    Err(error) => {
-                        self.shared.figures.listen_failures.fetch_add(1, Relaxed);
-                        let pause = if error.is_early() { self.pace() } else { RETRY };
-                        (error.to_string(), pause, Some(own))
-                    }
-                },
+                }
                 Err(error) => (error.to_string(), RETRY, None),
             };
             self.fail(reason);
@@ -331,6 +335,9 @@ impl Pod {
         }
         for listener in listeners.tunnels {
             tasks.spawn_on(inbound::serve(Arc::clone(&inbound), listener, drain.clone()), &self.home);
+        }
+        for listener in listeners.plain {
+            tasks.spawn_on(inbound::serve_plain(Arc::clone(&inbound), listener, drain.clone()), &self.home);
         }
         tasks.spawn(revoked::watch(Arc::clone(shared), Arc::clone(served), drain.clone()));
         let mut ends = drain.clone();

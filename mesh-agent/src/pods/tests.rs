@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::process::{Child, Command};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,11 +44,23 @@ struct Table {
     clients: Mutex<HashMap<(u64, SocketAddr), SocketAddr>>,
     guarded: Mutex<Vec<u64>>,
     unguarded: Mutex<Vec<u64>>,
+    steered: Mutex<Vec<IpAddr>>,
 }
 
 impl Kernel for Table {
     fn caller(&self, _source: SocketAddr, _destination: SocketAddr) -> Option<u64> {
         None
+    }
+
+    fn steered(&self, _source: SocketAddr, _destination: SocketAddr) -> Option<abi::Caller> {
+        None
+    }
+
+    fn forget_caller(&self, _source: SocketAddr, _destination: SocketAddr, _caller: abi::Caller) {}
+
+    fn steer(&self, address: IpAddr, _listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.steered.lock().unwrap().push(address);
+        Ok(())
     }
 
     fn take_original(&self, netns: u64, source: SocketAddr) -> Option<Original> {

@@ -18,8 +18,7 @@ use crate::snapshot::Workload;
 struct Class {
     /// What applies, so that a change which is none is noticed.
     contents: Contents,
-    /// Policies in dry run apply.
-    rehearsed: bool,
+    bearing: Bearing,
     /// The set of all; unused where each has its own.
     common: u32,
     /// By identity: where their own addresses count.
@@ -28,6 +27,29 @@ struct Class {
     changed: bool,
     /// It has workloads; only while looking for those that have none.
     used: bool,
+}
+
+/// What the policies that apply ask for, beside verdicts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bearing {
+    /// Some are in dry run: the agent is to be told of who is let in.
+    pub rehearsed: bool,
+    /// Some that are enforced have conditions on HTTP: what comes without TLS goes through the node proxy.
+    pub steered: bool,
+}
+
+impl Bearing {
+    /// Where none can be asked, nobody is let in.
+    fn of(catalog: &Catalog, namespace: &str, named: &[Arc<str>]) -> Self {
+        if catalog.hindrance(namespace, named).is_some() {
+            return Self::default();
+        }
+        let policies = || catalog.applicable(namespace, named).filter_map(|entry| entry.policy());
+        Self {
+            rehearsed: policies().any(|policy| policy.dry_run),
+            steered: policies().any(|policy| policy.http && !policy.dry_run),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -108,10 +130,10 @@ impl Classes {
         }
     }
 
-    /// Whether policies in dry run apply to a workload.
-    pub(super) fn is_rehearsed(&self, workload: &Workload) -> bool {
+    /// What the policies that apply to a workload ask for.
+    pub(super) fn bearing(&self, workload: &Workload) -> Bearing {
         let of = self.classes.get(&workload.account().namespace);
-        of.and_then(|of| of.get(workload.policies())).is_some_and(|class| class.rehearsed)
+        of.and_then(|of| of.get(workload.policies())).map(|class| class.bearing).unwrap_or_default()
     }
 
     /// Makes sure that the workload has a set.
@@ -130,9 +152,9 @@ impl Classes {
                 let named = workload.policies();
                 let contents = contents(catalog, namespace, named, &mut self.awaited, numbers);
                 let common = if contents.is_own() { 0 } else { contents.acquire(sets, None) };
-                let rehearsed = rehearsed(catalog, namespace, named);
+                let bearing = Bearing::of(catalog, namespace, named);
                 let own = HashMap::new();
-                let class = Class { contents, rehearsed, common, own, changed: false, used: false };
+                let class = Class { contents, bearing, common, own, changed: false, used: false };
                 self.classes.entry(Arc::clone(namespace)).or_default().entry(named.into()).or_insert(class)
             }
         };
@@ -160,11 +182,11 @@ impl Classes {
         for (namespace, of) in &mut self.classes {
             for (named, class) in of.iter_mut().filter(|(named, _)| concerned(namespace, named)) {
                 let contents = contents(catalog, namespace, named, &mut self.awaited, numbers);
-                let before = std::mem::replace(&mut class.rehearsed, rehearsed(catalog, namespace, named));
+                let before = std::mem::replace(&mut class.bearing, Bearing::of(catalog, namespace, named));
                 if contents.same(&class.contents) {
                     // The same, but the entries may be newer copies.
                     class.contents = contents;
-                    let changed = class.rehearsed != before;
+                    let changed = class.bearing != before;
                     (class.changed, any) = (class.changed || changed, any || changed);
                     continue;
                 }
@@ -266,12 +288,6 @@ impl Class {
 
 fn release(number: Option<u32>, sets: &mut Sets, unused: &mut Unused) {
     unused.extend(number.and_then(|number| Some((number, sets.release(number)?))));
-}
-
-/// Whether any of them is a dry run; where none can be asked, nobody is let in who could be told of.
-fn rehearsed(catalog: &Catalog, namespace: &str, named: &[Arc<str>]) -> bool {
-    let dry = |entry: &Arc<Entry>| entry.policy().is_some_and(|policy| policy.dry_run);
-    catalog.hindrance(namespace, named).is_none() && catalog.applicable(namespace, named).any(dry)
 }
 
 fn contents(

@@ -21,6 +21,7 @@ mod table;
 pub(crate) mod testing;
 
 pub use catalog::Cause;
+pub use classes::Bearing;
 pub use denials::{Caller, Denials, DenialsView, Refusal, Side};
 pub use plan::{PolicyPlan, VerdictMaps};
 pub use policies::{Counts, Policies};

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::NOT_ARRIVED;
 use super::catalog::{Cause, Entry, Touched};
-use super::classes::{Classes, Unused};
+use super::classes::{Bearing, Classes, Unused};
 use super::ledger::Ledger;
 use super::numbers::Numbers;
 use super::plan::{PolicyPlan, VerdictMaps};
@@ -241,9 +241,9 @@ impl Policies {
         }
     }
 
-    /// Whether policies in dry run apply to the workload.
-    pub fn is_rehearsed(&self, workload: &Workload) -> bool {
-        self.classes.is_rehearsed(workload)
+    /// What the policies that apply to the workload ask for, beside verdicts.
+    pub fn bearing(&self, workload: &Workload) -> Bearing {
+        self.classes.bearing(workload)
     }
 
     /// The policy of that number, which a verdict may bear: its name, or [`super::NOT_ARRIVED`].

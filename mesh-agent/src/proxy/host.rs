@@ -97,7 +97,7 @@ pub trait Outward: Send + Sync + 'static {
 /// A connection that somebody wants to a workload of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Who, by the certificate; none: without TLS.
+    /// Who, by the certificate, or by the cgroup of a process of this node; none: nobody knows.
     pub source: Option<SpiffeId>,
     /// Address of the other end of the connection that came: a proxy's, or a client's without TLS.
     pub peer: SocketAddr,
@@ -105,6 +105,15 @@ pub struct Wanted {
     pub client: Option<SocketAddr>,
     /// The workload's address and port.
     pub destination: SocketAddr,
+}
+
+/// Who made a connection that came without TLS.
+#[derive(Default)]
+pub struct Caller {
+    /// By the cgroup of the process; none: nobody knows.
+    pub source: Option<SpiffeId>,
+    /// What is known of it elsewhere, to be dropped at its end.
+    pub guard: Option<Box<dyn Guard>>,
 }
 
 /// Policy refuses.
@@ -134,6 +143,8 @@ impl From<TcpStream> for Application {
 
 /// What the inbound side of a pod asks.
 pub trait Inward: Send + Sync + 'static {
+    /// Who made the connection from `peer` to `destination`, which came without TLS. Asked once for each.
+    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Caller;
     /// Whether policy lets it be. Asked once, when a connection comes.
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
     /// Whether policy still lets it be. Asked when [`Inward::changed`] says so.

@@ -1,7 +1,8 @@
-//! Connections from other nodes to a workload of this one.
+//! Connections to a workload of this node: from other nodes, and those that the kernel has led here.
 #![expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
 
 mod http2;
+mod plain;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use super::threads::{Accepted, Threads};
 use super::tls::{self, Configs, Protocol, Standing, Tls};
 use super::tunnel::{self, TunnelError};
 use crate::identity::SpiffeId;
+pub use plain::serve_plain;
 
 /// The proxy's own ports in each pod: nobody may be led back into it.
 pub const RESERVED: [u16; 3] = [15001, 15006, 15008];

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::drain::{Drain, Phase};
 use super::host::{
-    Application, Denied, Dialled, Endpoint, Inward, Later, Original, Outcome, Outward, Route, Wanted,
+    Application, Caller, Denied, Dialled, Endpoint, Inward, Later, Original, Outcome, Outward, Route, Wanted,
 };
 use super::inbound::{self, Inbound};
 use super::limits::{Allowance, Limits};
@@ -41,6 +41,10 @@ struct Policy {
 }
 
 impl Inward for Policy {
+    fn caller(&self, _peer: SocketAddr, _destination: SocketAddr) -> Caller {
+        Caller::default()
+    }
+
     fn permits(&self, _wanted: &Wanted) -> Result<(), Denied> {
         let denied = Denied { policy: "shop/nobody".to_owned() };
         if self.open.load(Ordering::Relaxed) { Ok(()) } else { Err(denied) }

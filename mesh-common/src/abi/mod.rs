@@ -69,7 +69,7 @@ pub mod map {
     pub const NODE: &str = "NODE";
     /// [`super::OriginalKey`] → [`super::Original`] (LRU hash). Writer: `connection`; the agent removes what it has read.
     pub const ORIGINALS: &str = "ORIGINALS";
-    /// [`super::CallerKey`] → [`super::Caller`] (LRU hash). Writer: `connection`.
+    /// [`super::CallerKey`] → [`super::Caller`] (LRU hash). Writer: `connection`; the agent removes those of connections that its proxy took.
     pub const CALLERS: &str = "CALLERS";
     /// [`super::ClientKey`] → [`super::Endpoint`] (hash). Writer: agent.
     pub const CLIENTS: &str = "CLIENTS";
@@ -79,9 +79,12 @@ pub mod map {
     pub const PLAIN_VERDICTS: &str = "PLAIN_VERDICTS";
     /// [`super::Denial`]s (ring buffer). Writer: `connect` and `inbound`.
     pub const DENIALS: &str = "DENIALS";
+    /// [`super::Address`] of a workload of this node → the listener of its proxy for what comes without TLS (hash of sockets). Writer: agent;
+    /// the kernel removes what is closed.
+    pub const LISTENERS: &str = "LISTENERS";
 
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         SERVICES,
         PAGES,
         BACKENDS,
@@ -103,5 +106,6 @@ pub mod map {
         VERDICTS,
         PLAIN_VERDICTS,
         DENIALS,
+        LISTENERS,
     ];
 }

@@ -22,6 +22,8 @@ impl Peer {
     pub const MESHED: u32 = 2;
     /// It runs on this node, and policies in dry run apply to it: the agent is told of whoever is let in, and judges what those would say.
     pub const REHEARSED: u32 = 4;
+    /// It runs on this node, and its policies ask for what only HTTP can tell: what comes to it without TLS goes through the node proxy.
+    pub const STEERED: u32 = 8;
 
     /// Whether it runs on this node.
     #[inline(always)]
@@ -39,6 +41,12 @@ impl Peer {
     #[inline(always)]
     pub const fn is_rehearsed(&self) -> bool {
         self.flags & Self::REHEARSED != 0
+    }
+
+    /// Whether what comes to it without TLS goes through the node proxy.
+    #[inline(always)]
+    pub const fn is_steered(&self) -> bool {
+        self.flags & Self::STEERED != 0
     }
 }
 
@@ -74,7 +82,7 @@ impl Proxy {
         Endpoint::new(if destination.is_v4() { self.v4 } else { self.v6 }, Self::OUTBOUND)
     }
 
-    /// Where connections that come without TLS will be taken whose policies need more than the kernel sees.
+    /// Where connections are taken that come without TLS to a workload whose policies need more than the kernel sees.
     pub const PLAIN: u16 = 15006;
     /// Where the proxy takes tunnels for a workload.
     pub const TUNNEL: u16 = 15008;

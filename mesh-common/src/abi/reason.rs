@@ -64,11 +64,15 @@ pub enum Reason {
     DenialLost = 28,
     /// A connection was let in of which the agent should have been told, since policies in dry run apply: too many at a time.
     RehearsalLost = 29,
+    /// Inbound: policy lets it in so far, and leads it to the node proxy.
+    InboundSteered = 30,
+    /// Inbound: refused, since policy leads it to the node proxy, which is not alive or does not listen for the workload.
+    InboundNoProxy = 31,
 }
 
 impl Reason {
     /// How many there are: the size of the map.
-    pub const COUNT: u32 = 30;
+    pub const COUNT: u32 = 32;
 
     /// All, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -102,6 +106,8 @@ impl Reason {
         Self::OriginalLost,
         Self::DenialLost,
         Self::RehearsalLost,
+        Self::InboundSteered,
+        Self::InboundNoProxy,
     ];
 
     /// Its name in metrics and in `meshctl`.
@@ -137,6 +143,8 @@ impl Reason {
             Self::OriginalLost => "original_lost",
             Self::DenialLost => "denial_lost",
             Self::RehearsalLost => "rehearsal_lost",
+            Self::InboundSteered => "inbound_steered",
+            Self::InboundNoProxy => "inbound_no_proxy",
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Policy {
     pub action: Action,
     /// Never decides; only what it would have done is told.
     pub dry_run: bool,
+    /// It had conditions on HTTP, which are not among the rules: what comes without TLS is to go through the node proxy as well.
+    pub http: bool,
     /// It matches where one of them does; without any it matches nothing.
     pub rules: Box<[Rule]>,
 }

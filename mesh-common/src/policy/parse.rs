@@ -69,6 +69,7 @@ impl TryFrom<&wire::Authorization> for Policy {
             scope: Scope::try_from(message.scope)?,
             action,
             dry_run: message.dry_run,
+            http: message.http,
             rules: each("rules", &message.rules, rule)?,
         })
     }

@@ -18,6 +18,7 @@ pub(super) fn of_rules(action: Action, rules: &[Rule]) -> Policy {
         scope: Scope::Namespace,
         action,
         dry_run: false,
+        http: false,
         rules: rules.into(),
     }
 }

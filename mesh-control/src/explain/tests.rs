@@ -52,6 +52,7 @@ fn policy(action: Action, dry_run: bool) -> Authorization {
         action: action.into(),
         rules: vec![Rule { clauses: vec![clause] }],
         dry_run,
+        http: false,
     }
 }
 

@@ -80,6 +80,7 @@ fn convert(policy: &AuthorizationPolicy, scope: Scope) -> Authorization {
         action: action.into(),
         rules,
         dry_run: policy.is_dry_run(),
+        http: policy.spec.rules.iter().any(|rule| !rule.http().is_empty()),
     }
 }
 

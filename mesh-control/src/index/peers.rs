@@ -191,5 +191,6 @@ fn denying(namespace: &str, name: String, rule: Rule) -> Authorization {
         action: Action::Deny.into(),
         rules: vec![rule],
         dry_run: false,
+        http: false,
     }
 }

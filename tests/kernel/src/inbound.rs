@@ -27,6 +27,9 @@ pub const TESTS: &[Test] = &[
         run: rehearsed,
     },
     Test { name: "inbound::who_is_let_in_takes_no_room_from_denials", run: crowded },
+    Test { name: "inbound::where_policies_ask_for_http_the_proxy_takes_who_is_let_in", run: steered },
+    Test { name: "inbound::without_the_proxy_nobody_comes_in_where_policies_ask_for_http", run: unsteered },
+    Test { name: "inbound::the_proxy_can_ask_who_called_when_the_call_is_over", run: steered_caller },
     Test { name: "inbound::an_established_connection_goes_on_whatever_policy_says", run: established },
 ];
 
@@ -264,6 +267,103 @@ fn crowded(sandbox: &mut Sandbox) -> Result<()> {
     ensure!(told.len() + lost == MORE_THAN_FIT + 1, "{} told, {lost} lost", told.len());
     ensure!(told.last().is_some_and(|last| last.side == Denial::SERVER), "the denial is not told");
     ensure!(sandbox.reason(Reason::DenialLost)? == 0, "a denial was lost");
+    Ok(())
+}
+
+const STEERED: u32 = Peer::LOCAL | Peer::STEERED;
+
+fn steered(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    sandbox.become_workload(OURS)?;
+    sandbox.node(true, link::cookie()?, 0)?;
+    for (there, here, family) in both() {
+        let server = scene.listen((there, 0))?;
+        let proxy = scene.listen((there, Proxy::PLAIN))?;
+        sandbox.listener(there, &proxy)?;
+        sandbox.verdict(OURS, SET, 0, family, Verdict::ALLOW)?;
+        sandbox.plain_verdict(SET, 0, (here, 0), Verdict::ALLOW)?;
+        // By its cgroup, and by its address, as from another node.
+        for flags in [STEERED, Peer::STEERED] {
+            sandbox.peer(there, workload(SET, flags))?;
+            let client = crate::traffic::connect(server.local_addr()?)?;
+            let (mut taken, from) = proxy.accept()?;
+            ensure!(from == client.local_addr()?, "the client shows as {from}");
+            let at = taken.local_addr()?;
+            ensure!(at == server.local_addr()?, "taken at {at}: where the application listens is forgotten");
+            let mut client = client;
+            crate::traffic::exchange(&mut client, &mut taken, 10_000, 10_000)?;
+        }
+        // Whoever the policies refuse, as far as the kernel sees.
+        sandbox.plain_verdict(SET, 0, (here, 0), Verdict::DENY)?;
+        shut(server.local_addr()?)?;
+        // The pod itself, from its own address, as the proxy does: to the application.
+        let (at, inside) = (server.local_addr()?, server.try_clone()?);
+        scene.there.run(move || {
+            crate::namespace::loopback_up()?;
+            let from = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+            from.bind(&SocketAddr::new(at.ip(), 0).into())?;
+            from.connect(&at.into())?;
+            inside.accept()?;
+            Ok(())
+        })?;
+    }
+    ensure!(sandbox.reason(Reason::InboundSteered)? == 4, "not counted");
+    ensure!(sandbox.reason(Reason::InboundAdmitted)? == 0, "let in without the proxy");
+    // A probe of the node's goes where it always goes.
+    sandbox.leave_workload()?;
+    sandbox.peer(THERE4, workload(SET, STEERED))?;
+    reaches(&scene.listen((THERE4, 0))?)
+}
+
+fn unsteered(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    sandbox.node(true, 0, 0)?;
+    sandbox.peer(THERE4, workload(SET, Peer::STEERED))?;
+    sandbox.plain_verdict(SET, 0, (HERE4, 0), Verdict::ALLOW)?;
+    shut(server.local_addr()?)?;
+    let proxy = scene.listen((THERE4, Proxy::PLAIN))?;
+    sandbox.listener(THERE4, &proxy)?;
+    let led = crate::traffic::connect(server.local_addr()?)?;
+    ensure!(proxy.accept()?.1 == led.local_addr()?, "not led to the proxy");
+    // It hangs: its sockets are there.
+    sandbox.node(false, 0, 0)?;
+    shut(server.local_addr()?)?;
+    // It has gone, and nobody has written anything.
+    sandbox.node(true, 0, 0)?;
+    drop(proxy);
+    shut(server.local_addr()?)?;
+    let refused = sandbox.reason(Reason::InboundNoProxy)?;
+    ensure!(refused == 3, "{refused} are counted");
+    sandbox.peer(THERE4, workload(SET, 0))?;
+    reaches(&server)
+}
+
+fn steered_caller(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    let to = server.local_addr()?;
+    let proxy = scene.listen((THERE4, Proxy::PLAIN))?;
+    sandbox.listener(THERE4, &proxy)?;
+    sandbox.node(true, 0, 0)?;
+    sandbox.become_workload(OURS)?;
+    sandbox.peer(THERE4, workload(SET, STEERED))?;
+    sandbox.verdict(OURS, SET, 0, 4, Verdict::ALLOW)?;
+    // Over before anybody asks.
+    let client = crate::traffic::connect(to)?;
+    let from = client.local_addr()?;
+    // By a reset, which is over at once.
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+    drop(client);
+    let caller = sandbox.caller(from, to)?;
+    ensure!(caller.is_some_and(|caller| caller.workload == OURS), "found {caller:?}");
+    // Who has never got there is not asked for.
+    drop((server, proxy));
+    let failed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    failed.bind(&SocketAddr::new(HERE4, 0).into())?;
+    let from = failed.local_addr()?.as_socket().context("no address")?;
+    crate::traffic::refused(failed.connect(&to.into()))?;
+    ensure!(sandbox.caller(from, to)?.is_none(), "a note stays of who was refused");
     Ok(())
 }
 

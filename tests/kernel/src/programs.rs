@@ -17,7 +17,7 @@ use mesh_common::abi::{
 };
 
 /// Entries of the maps that a test fills; small, since many sandboxes are made.
-const SIZES: [(&str, u32); 17] = [
+const SIZES: [(&str, u32); 18] = [
     (map::SERVICES, 64),
     (map::PAGES, 256),
     (map::BACKENDS, 2048),
@@ -35,6 +35,7 @@ const SIZES: [(&str, u32); 17] = [
     (map::CLIENTS, 256),
     (map::VERDICTS, 64),
     (map::PLAIN_VERDICTS, 64),
+    (map::LISTENERS, 16),
 ];
 
 /// Loads every program of the object that the agent embeds.

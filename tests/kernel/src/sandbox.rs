@@ -9,7 +9,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya::maps::{
+    Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash,
+};
 use aya::programs::SkLookup;
 use aya::programs::links::FdLink;
 use mesh_agent::datapath::object::INBOUND;
@@ -274,6 +276,12 @@ impl<'a> Sandbox<'a> {
     pub fn client(&mut self, netns: u64, source: SocketAddr, client: SocketAddr) -> Result<()> {
         let mut clients: HashMap<_, ClientKey, Endpoint> = HashMap::try_from(self.map_mut(map::CLIENTS)?)?;
         Ok(clients.insert(ClientKey { netns, source: endpoint(source), zero: 0 }, endpoint(client), 0)?)
+    }
+
+    /// The proxy's listener for what comes to `address` without TLS. Closed, it is there no more.
+    pub fn listener(&mut self, address: IpAddr, listener: &impl AsRawFd) -> Result<()> {
+        let mut listeners: SockHash<_, Address> = SockHash::try_from(self.map_mut(map::LISTENERS)?)?;
+        Ok(listeners.insert(mapped(address), listener.as_raw_fd(), 0)?)
     }
 
     /// The denials that were told since the last time.

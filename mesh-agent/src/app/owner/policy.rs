@@ -12,7 +12,7 @@ use super::Owner;
 use crate::datapath::Datapath;
 use crate::datapath::desired::map_address;
 use crate::datapath::passages::Heartbeat;
-use crate::policy::{PolicyPlan, VerdictMaps};
+use crate::policy::{Bearing, PolicyPlan, VerdictMaps};
 use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
 use crate::xds::Versions;
 use aya::maps::MapError;
@@ -180,8 +180,10 @@ impl Owner {
             let local = if *workload.node == *self.vantage.node { Peer::LOCAL } else { 0 };
             let meshed = if workload.meshed { Peer::MESHED } else { 0 };
             let policies = self.policies.set_of(&workload);
-            let rehearsed = local != 0 && self.policies.is_rehearsed(&workload);
-            let flags = local | meshed | if rehearsed { Peer::REHEARSED } else { 0 };
+            let bearing = if local == 0 { Bearing::default() } else { self.policies.bearing(&workload) };
+            let rehearsed = if bearing.rehearsed { Peer::REHEARSED } else { 0 };
+            let steered = if bearing.steered { Peer::STEERED } else { 0 };
+            let flags = local | meshed | rehearsed | steered;
             let peer = Peer { workload: identity_of(&workload.uid()).0, flags, policies };
             // Of any other the kernel would learn nothing: there may be very many, behind services without pods.
             (peer.flags != 0 || policies != 0).then_some(peer)

@@ -40,6 +40,15 @@ async fn a_pod_that_calls_its_own_proxy_gets_nowhere() {
     until("it is counted", || failed() == 1).await;
     let no_original = figures.no_routes().find(|(why, _)| *why == figures::NoRoute::NoOriginal);
     assert_eq!(no_original.unwrap().1, 1);
+    // Led there by nobody.
+    let plain = world.client_pod.at(false, 15006);
+    is_reset_at_once(world.client_pod.inside.connect(plain).await).await;
+    let malformed = || figures.inbound.counts.malformed.load(Ordering::Relaxed);
+    until("it is counted", || malformed() == 1).await;
+    assert!(
+        world.client.kernel.steered.lock().unwrap().contains(&plain.ip()),
+        "the kernel knows no listener"
+    );
     // Led to its own outbound side by a tunnel.
     for port in [15001, 15006, 15008] {
         let mut near = world.connect(Original::to(world.server_pod.at(false, port))).await.unwrap();

@@ -283,8 +283,8 @@ fn peers_are_written_anew_when_the_first_dry_run_comes_and_when_the_last_goes() 
         assert!(sets.iter().all(|now| *now == set), "{plan:?}");
         (
             written,
-            world.policies.is_rehearsed(&world.pod("bank/till")),
-            world.policies.is_rehearsed(&world.pod("shop/web")),
+            world.policies.bearing(&world.pod("bank/till")).rehearsed,
+            world.policies.bearing(&world.pod("shop/web")).rehearsed,
         )
     };
     let till = || vec!["c//Pod/bank/till".to_owned()];
@@ -295,8 +295,26 @@ fn peers_are_written_anew_when_the_first_dry_run_comes_and_when_the_last_goes() 
     // What is tried first and then put in force.
     change(updated(&[dry("bank/dry", true)]));
     let plan = world.apply(updated(&[dry("bank/dry", false)]), false);
-    assert!(!plan.sets.is_empty() && !world.policies.is_rehearsed(&world.pod("bank/till")));
+    assert!(!plan.sets.is_empty() && !world.policies.bearing(&world.pod("bank/till")).rehearsed);
     assert!(!world.allows("shop/web", "bank/till", 80));
+}
+
+#[test]
+fn who_is_under_a_policy_with_http_conditions_is_steered_unless_it_is_a_dry_run() {
+    let http = |http, dry_run| mesh_common::api::istio::security::Authorization {
+        http,
+        dry_run,
+        ..deny_port("bank/http", Scope::Namespace, 80)
+    };
+    let mut world = complete(&[http(false, false)]);
+    let steered = |world: &World, uid| world.policies.bearing(&world.pod(uid)).steered;
+    assert!(!steered(&world, "bank/till"));
+    for (policy, wanted) in [((true, false), true), ((true, true), false), ((false, false), false)] {
+        let plan = world.apply(updated(&[http(policy.0, policy.1)]), false);
+        assert_eq!(steered(&world, "bank/till"), wanted, "{policy:?}");
+        assert!(plan.sets.iter().any(|(workload, _)| workload.uid() == "c//Pod/bank/till"), "{policy:?}");
+        assert!(!steered(&world, "shop/web"));
+    }
 }
 
 #[test]

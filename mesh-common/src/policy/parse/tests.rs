@@ -8,6 +8,7 @@ fn good() -> wire::Authorization {
         action: wire::Action::Deny.into(),
         rules: vec![wire::Rule { clauses: vec![wire::Clause { matches: vec![full()] }] }],
         dry_run: true,
+        http: false,
     }
 }
 

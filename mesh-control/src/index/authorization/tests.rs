@@ -150,10 +150,11 @@ fn no_match_without_fields_is_ever_sent() {
         ["hosts: [x]", "notHosts: [x]", "methods: [x]", "notMethods: [x]", "paths: [x]", "notPaths: [x]"]
     {
         let denied = policy(&format!("{{action: DENY, rules: [{{to: [{{operation: {{{field}}}}}]}}]}}"));
-        assert_eq!(shown(&denied), "DENY all", "{field}");
+        assert_eq!((&*shown(&denied), denied.http), ("DENY all", true), "{field}");
         let allowed = policy(&format!("{{rules: [{{to: [{{operation: {{{field}}}}}]}}]}}"));
-        assert_eq!(shown(&allowed), "ALLOW ", "{field}");
+        assert_eq!((&*shown(&allowed), allowed.http), ("ALLOW ", true), "{field}");
     }
+    assert!(!policy("{rules: [{to: [{operation: {ports: ['80']}}]}]}").http);
     for field in [
         "requestPrincipals: [x]",
         "notRequestPrincipals: [x]",
