@@ -1,9 +1,10 @@
 //! What would come of a connection, and why. Pure: over what is served to agents.
 
+mod choice;
 mod way;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -15,7 +16,7 @@ use mesh_common::{
         },
         mesh::v1::{ExplainResponse, ExplainedBackend, WorkloadExtension, explained_backend::Path},
     },
-    policy::{Attempt, Decision, Policy, Principal, Scope, SourceIp, evaluate, rehearse},
+    policy::{Attempt, Block, Decision, Mentions, Policy, Principal, Scope, SourceIp, evaluate, rehearse},
 };
 
 use crate::index::Joined;
@@ -85,6 +86,14 @@ impl Question {
     }
 }
 
+/// A backend, as far as it is chosen by that.
+struct Candidate<'a> {
+    workload: &'a Workload,
+    address: IpAddr,
+    port: u16,
+    state: State,
+}
+
 /// Answers for each backend of the service, ready or not.
 pub(crate) fn explain(
     question: &Question,
@@ -113,6 +122,7 @@ pub(crate) fn explain(
     }
     let name = format!("{}/{}", service.namespace, service.hostname);
     let mut backends = Vec::new();
+    let mut candidates = Vec::new();
     for (workload, extension) in &served.workloads {
         let ports = workload.services.get(&name).into_iter().flat_map(|list| &list.ports);
         let targets = ports.filter(|p| p.service_port == u32::from(*port)).map(|p| p.target_port);
@@ -120,10 +130,17 @@ pub(crate) fn explain(
             for address in workload.addresses.iter().filter_map(|octets| address_of(octets)) {
                 let end = Backend { workload, address, port: target };
                 let mut backend = end.explain(&question.from, source, served, joined);
-                state_of(workload, extension, &name).clone_into(&mut backend.state);
+                let state = State::of(workload, extension, &name);
+                state.name().clone_into(&mut backend.state);
                 backends.push(backend);
+                candidates.push(Candidate { workload, address, port: target, state });
             }
         }
+    }
+    let client = choice::client(source.map(|(workload, _)| workload), served, joined);
+    let told = choice::shares(service, &client, &candidates);
+    for (backend, told) in backends.iter_mut().zip(told) {
+        (backend.share, backend.choice) = (told.share, told.why);
     }
     backends.sort_by(|a, b| (&a.workload, &a.address).cmp(&(&b.workload, &b.address)));
     let source = match (source, &question.from) {
@@ -170,6 +187,8 @@ impl Backend<'_> {
             policy,
             rule,
             verdict,
+            share: None,
+            choice: String::new(),
         }
     }
 
@@ -219,28 +238,47 @@ impl Backend<'_> {
             namespace: &known.namespace,
             service_account: account_of(known),
         });
-        let attempt = Attempt {
+        let from_any = known.is_some_and(is_shared);
+        let listed = Mentions::of(policies.iter()).source_blocks;
+        let rehearsed = policies.iter().map(|policy| Policy { dry_run: false, ..policy.clone() });
+        let rehearsed: Vec<_> = rehearsed.collect();
+        let all_listed = Mentions::of(rehearsed.iter()).source_blocks;
+        let sources = |listed: &BTreeSet<Block>| match from_any {
+            true => self.any_source(listed),
+            false => vec![SourceIp::One(self.source_ip(from, source))],
+        };
+        let attempt = |source_ip| Attempt {
             source: principal,
-            source_ip: SourceIp::One(self.source_ip(from, source)),
+            source_ip,
             destination_ip: self.address,
             port: self.port,
         };
-        let decision = evaluate(policies.iter(), &attempt);
+        let of = |source_ip: SourceIp| evaluate(policies.iter(), &attempt(source_ip));
+        let decision = worst(sources(&listed).into_iter().map(of));
         let (allowed, policy, rule, mut verdict) = spoken(decision, &policies, known.is_some());
-        let by_address = |policy: &Policy| {
-            let matches =
-                policy.rules.iter().flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.matches);
-            matches.into_iter().any(|one| !one.source_ips.is_empty() || !one.not_source_ips.is_empty())
-        };
-        if *from == From::Outside(None) && policies.iter().any(by_address) {
-            verdict += "; another address may fare otherwise: ask with --from ADDRESS";
+        if !all_listed.is_empty() {
+            if from_any {
+                verdict += "; it shares its node's addresses, and is judged as if it came from any";
+            } else if *from == From::Outside(None) {
+                verdict += "; another address may fare otherwise: ask with --from ADDRESS";
+            } else if source.is_some_and(is_shared) {
+                verdict += "; it shares its node's addresses, and another of them may fare otherwise";
+            }
         }
-        let rehearsed = rehearse(policies.iter(), &attempt);
+        let of = |source_ip: SourceIp| rehearse(policies.iter(), &attempt(source_ip));
+        let rehearsed = worst(sources(&all_listed).into_iter().map(of));
         if rehearsed.allows() != decision.allows() {
             let (_, policy, _, would) = spoken(rehearsed, &policies, known.is_some());
             verdict += &format!("; with dry runs in force: {would} {policy}");
         }
         (allowed, policy, rule, verdict.trim_end().to_owned())
+    }
+
+    /// Every address of the family: those alike by what the policies mention, and all others.
+    fn any_source(&self, listed: &BTreeSet<Block>) -> Vec<SourceIp> {
+        let all = if self.address.is_ipv4() { Block::V4 } else { Block::V6 };
+        let own = listed.iter().copied().filter(|block| block.address().is_ipv4() == self.address.is_ipv4());
+        own.chain((!listed.contains(&all)).then_some(all)).map(SourceIp::Block).collect()
     }
 
     /// The source's address of the same family; unknown is one that no block holds but that of all.
@@ -256,6 +294,12 @@ impl Backend<'_> {
             if self.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         fitting.unwrap_or(unknown)
     }
+}
+
+/// The decision that holds for all of them: a refusal, if one of them is.
+fn worst(decisions: impl Iterator<Item = Decision>) -> Decision {
+    let worse = |a: Decision, b: Decision| if a.allows() { b } else { a };
+    decisions.reduce(worse).unwrap_or(Decision::Deny { by: None })
 }
 
 fn spoken(decision: Decision, policies: &[Policy], known: bool) -> (bool, String, Option<u32>, String) {
@@ -278,15 +322,33 @@ fn spoken(decision: Decision, policies: &[Policy], known: bool) -> (bool, String
     (allowed, policy, rule, format!("{verdict}{}", if allowed { "" } else { whom }))
 }
 
-fn state_of(workload: &Workload, extension: &WorkloadExtension, service: &str) -> &'static str {
-    if extension.terminating_in.iter().any(|name| name == service) {
-        "terminating"
-    } else if workload.status() != WorkloadStatus::Healthy
-        || extension.unready_in.iter().any(|n| n == service)
-    {
-        "unready"
-    } else {
-        "ready"
+/// How a backend fares in the service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    Unready,
+    Terminating,
+}
+
+impl State {
+    fn of(workload: &Workload, extension: &WorkloadExtension, service: &str) -> Self {
+        if extension.terminating_in.iter().any(|name| name == service) {
+            Self::Terminating
+        } else if workload.status() != WorkloadStatus::Healthy
+            || extension.unready_in.iter().any(|n| n == service)
+        {
+            Self::Unready
+        } else {
+            Self::Ready
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Terminating => "terminating",
+        }
     }
 }
 
@@ -306,6 +368,11 @@ fn account_of(workload: &Workload) -> &str {
 
 fn is_meshed(workload: &Workload) -> bool {
     workload.tunnel_protocol() == TunnelProtocol::Hbone
+}
+
+/// It connects from its node's addresses, whichever: the agents' `policy::table` means the same.
+fn is_shared(workload: &Workload) -> bool {
+    workload.network_mode() == NetworkMode::HostNetwork || workload.addresses.is_empty()
 }
 
 fn address_of(octets: &[u8]) -> Option<IpAddr> {

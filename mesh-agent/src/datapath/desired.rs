@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_common::abi::{self, Address, Endpoint, ServiceKey};
+use mesh_common::serving::{Choice, Member, Place, Rule, choose};
 
-use crate::snapshot::{
-    Algorithm, Locality, Membership, Mode, Protocol, Scope, Service, ServicePort, Workload,
-};
+use crate::snapshot::{Algorithm, Locality, Membership, Protocol, Service, ServicePort, Workload};
 
 /// Where clients of this node stand.
 #[derive(Debug, Clone)]
@@ -68,50 +67,32 @@ pub fn frontends<'a>(
     frontends
 }
 
-/// The members that serve, by health first and then by locality, as kube-proxy does: endpoints that terminate serve only
-/// when no other would.
+/// The members that serve.
 fn serving<'a>(
     service: &Service,
     members: impl Iterator<Item = (&'a Arc<Workload>, &'a Membership)>,
     vantage: &Vantage,
 ) -> Vec<(&'a Arc<Workload>, &'a Membership)> {
-    let mut ready: Vec<(usize, _)> = Vec::new();
-    let mut terminating: Vec<(usize, _)> = Vec::new();
-    for (workload, membership) in members {
-        let healthy = service.allow_unready || (workload.healthy && !membership.unready);
-        if workload.weight == 0 || !(healthy || membership.terminating) {
-            continue;
-        }
-        let rank = rank(&service.preference, workload, vantage);
-        if service.mode == Mode::Strict && rank < service.preference.len() {
-            continue;
-        }
-        let list = if membership.terminating { &mut terminating } else { &mut ready };
-        list.push((rank, (workload, membership)));
-    }
-    let chosen = if ready.is_empty() { terminating } else { ready };
-    let best = match service.mode {
-        Mode::Failover => chosen.iter().map(|(rank, _)| *rank).max().unwrap_or(0),
-        Mode::Any | Mode::Strict => 0,
-    };
-    chosen.into_iter().filter(|(rank, _)| *rank >= best).map(|(_, member)| member).collect()
+    let rule =
+        Rule { preference: &service.preference, mode: service.mode, allow_unready: service.allow_unready };
+    let locality = &vantage.locality;
+    let ours = place(&vantage.node, locality, &vantage.cluster, &vantage.network);
+    let members = members.map(|(workload, membership)| {
+        let member = Member {
+            place: place(&workload.node, &workload.locality, &workload.cluster, &workload.network),
+            weight: workload.weight,
+            ready: workload.healthy && !membership.unready,
+            terminating: membership.terminating,
+        };
+        ((workload, membership), member)
+    });
+    let chosen = choose(&rule, &ours, members).into_iter();
+    chosen.filter(|(_, choice)| *choice == Choice::Serves).map(|(member, _)| member).collect()
 }
 
-/// How many leading scopes a workload shares with this node.
-fn rank(preference: &[Scope], workload: &Workload, vantage: &Vantage) -> usize {
-    let same = |one: &str, other: &str| one == other;
-    let (theirs, ours) = (&workload.locality, &vantage.locality);
-    preference
-        .iter()
-        .take_while(|scope| match scope {
-            Scope::Network => same(&workload.network, &vantage.network),
-            Scope::Cluster => same(&workload.cluster, &vantage.cluster),
-            Scope::Region => same(&theirs.region, &ours.region),
-            Scope::Zone => same(&theirs.region, &ours.region) && same(&theirs.zone, &ours.zone),
-            Scope::Subzone => **theirs == *ours,
-            Scope::Node => same(&workload.node, &vantage.node),
-        })
-        .count()
+fn place<'a>(node: &'a str, locality: &'a Locality, cluster: &'a str, network: &'a str) -> Place<'a> {
+    let Locality { region, zone, subzone } = locality;
+    Place { node, region, zone, subzone, cluster, network }
 }
 
 fn backends(

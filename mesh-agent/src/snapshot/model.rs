@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
+pub use mesh_common::serving::{Mode, Scope};
+
 /// Transport protocol of a service port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -45,34 +47,6 @@ impl fmt::Display for Algorithm {
             Self::Maglev => "maglev",
         })
     }
-}
-
-/// What client and backend may have in common.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// The same region.
-    Region,
-    /// The same zone of the same region.
-    Zone,
-    /// The same subzone.
-    Subzone,
-    /// The same node.
-    Node,
-    /// The same cluster.
-    Cluster,
-    /// The same network.
-    Network,
-}
-
-/// What [`Service::preference`] means for backends that do not match it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Mode {
-    /// Every backend is as good as another.
-    Any,
-    /// Only backends that match every scope.
-    Strict,
-    /// The backends that match the most leading scopes.
-    Failover,
 }
 
 /// Where a workload stands.

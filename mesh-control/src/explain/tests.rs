@@ -6,7 +6,7 @@ use mesh_common::api::istio::{
 use super::*;
 
 /// A workload of the namespace `shop` that serves `web` on 8080.
-fn workload(name: &str, node: &str, last: u8, meshed: bool) -> (Workload, WorkloadExtension) {
+pub(super) fn workload(name: &str, node: &str, last: u8, meshed: bool) -> (Workload, WorkloadExtension) {
     let ports = PortList { ports: vec![Port { service_port: 80, target_port: 8080, app_protocol: 0 }] };
     let tunnel = if meshed { TunnelProtocol::Hbone } else { TunnelProtocol::None };
     let workload = Workload {
@@ -23,12 +23,12 @@ fn workload(name: &str, node: &str, last: u8, meshed: bool) -> (Workload, Worklo
     (workload, WorkloadExtension::default())
 }
 
-fn client(name: &str, node: &str, meshed: bool) -> (Workload, WorkloadExtension) {
+pub(super) fn client(name: &str, node: &str, meshed: bool) -> (Workload, WorkloadExtension) {
     let (workload, extension) = workload(name, node, 9, meshed);
     (Workload { services: [].into(), ..workload }, extension)
 }
 
-fn served(workloads: Vec<(Workload, WorkloadExtension)>, policies: Vec<Authorization>) -> Served {
+pub(super) fn served(workloads: Vec<(Workload, WorkloadExtension)>, policies: Vec<Authorization>) -> Served {
     let service = Service {
         name: "web".to_owned(),
         namespace: "shop".to_owned(),
@@ -56,7 +56,7 @@ fn policy(action: Action, dry_run: bool) -> Authorization {
     }
 }
 
-fn nodes() -> Joined {
+pub(super) fn nodes() -> Joined {
     Joined::from([("n1".into(), true), ("n2".into(), true)])
 }
 
@@ -114,10 +114,7 @@ fn ports_of_node_proxies_are_not_for_others() {
 
 #[test]
 fn an_unknown_address_is_said_to_matter_where_it_does() {
-    let block = mesh_common::api::istio::security::Address { address: vec![192, 0, 2, 0], length: 24 };
-    let mut allow = policy(Action::Allow, false);
-    allow.rules[0].clauses[0].matches[0] = Match { source_ips: vec![block], ..Match::default() };
-    let served = served(vec![workload("a", "n1", 1, true)], vec![allow]);
+    let served = served(vec![workload("a", "n1", 1, true)], vec![by_block(Action::Allow)]);
     let ask = |from: &str| {
         let question = Question::parse(from, "shop/web:80").unwrap();
         explain(&question, &served, &nodes()).unwrap().backends.remove(0)
@@ -144,6 +141,54 @@ fn policies_judge_by_the_identity_that_can_be_known() {
             assert_eq!((found.1, found.2), wanted, "{node} {meshed} {from} {action:?}");
         }
     }
+}
+
+/// A policy that lets `192.0.2.0/24` in, or keeps it out.
+fn by_block(action: Action) -> Authorization {
+    let block = mesh_common::api::istio::security::Address { address: vec![192, 0, 2, 0], length: 24 };
+    let mut policy = policy(action, false);
+    policy.rules[0].clauses[0].matches[0] = Match { source_ips: vec![block], ..Match::default() };
+    policy
+}
+
+#[test]
+fn who_shares_its_nodes_addresses_is_judged_on_its_node_as_if_from_any() {
+    let host = |at: [u8; 4], node| {
+        let (workload, extension) = client("client", node, false);
+        let network_mode = NetworkMode::HostNetwork.into();
+        (Workload { network_mode, addresses: vec![at.to_vec()], ..workload }, extension)
+    };
+    let (inside, outside) = ([192, 0, 2, 7], [10, 0, 0, 9]);
+    for (action, at, node, allowed) in [
+        // Whichever it announces: not all are let in, and not all are spared.
+        (Action::Allow, inside, "n1", false),
+        (Action::Deny, outside, "n1", false),
+        // To another node it goes by the address with which it arrives.
+        (Action::Allow, inside, "n2", true),
+        (Action::Allow, outside, "n2", false),
+        (Action::Deny, outside, "n2", true),
+    ] {
+        let served = served(vec![workload("a", "n1", 1, true), host(at, node)], vec![by_block(action)]);
+        let question = Question::parse("shop/client", "shop/web:80").unwrap();
+        let backend = explain(&question, &served, &nodes()).unwrap().backends.remove(0);
+        assert_eq!(backend.allowed, allowed, "{action:?} {at:?} {node}: {backend:?}");
+        assert!(backend.verdict.contains("shares its node's addresses"), "{backend:?}");
+    }
+    // By identity it is judged as anybody else, and nothing is said of addresses.
+    let workloads = vec![workload("a", "n1", 1, true), host(outside, "n1")];
+    let known = served(workloads, vec![policy(Action::Allow, false)]);
+    assert_eq!(outcome("shop/client", &known), [(Path::Kernel, true, "shop/p".to_owned())]);
+}
+
+#[test]
+fn a_dry_run_by_address_is_rehearsed_as_if_from_any() {
+    let (workload_of_host, extension) = client("client", "n1", false);
+    let host = Workload { network_mode: NetworkMode::HostNetwork.into(), ..workload_of_host };
+    let deny = Authorization { dry_run: true, ..by_block(Action::Deny) };
+    let served = served(vec![workload("a", "n1", 1, true), (host, extension)], vec![deny]);
+    let question = Question::parse("shop/client", "shop/web:80").unwrap();
+    let backend = explain(&question, &served, &nodes()).unwrap().backends.remove(0);
+    assert!(backend.allowed && backend.verdict.contains("dry runs in force: denied by"), "{backend:?}");
 }
 
 #[test]

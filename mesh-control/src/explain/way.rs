@@ -67,7 +67,7 @@ fn outside(who: &str, workload: &Workload, joined: &Joined) -> String {
     }
 }
 
-fn absent(who: &str, node: &str) -> String {
+pub(super) fn absent(who: &str, node: &str) -> String {
     if node.is_empty() {
         format!("{who} is on no node")
     } else {

@@ -127,6 +127,7 @@ async fn meshctl_explains_a_connection() {
             (&backend["allowed"], &backend["policy"], &backend["rule"]),
             (&true.into(), &"shop/allow-client".into(), &1.into())
         );
+        assert_eq!((&backend["share"], &backend["choice"]), (&0.5.into(), &"".into()));
     }
     let workloads = shown(&world, &["get", "workloads", "-o", "json"]).await;
     let workloads: serde_json::Value = serde_json::from_str(&workloads).unwrap();
@@ -141,8 +142,9 @@ async fn meshctl_explains_a_connection() {
         (&answer["backends"][1]["path"], &answer["backends"][1]["allowed"]),
         (&"plaintext".into(), &false.into())
     );
+    assert_eq!(answer["backends"][1]["share"], serde_json::Value::Null);
     let table = shown(&world, &["explain", "--from", "shop/client", "--to", "shop/web:80"]).await;
-    for part in ["allow-client", "kernel", "mtls", "weighted-random", "ready"] {
+    for part in ["allow-client", "kernel", "mtls", "weighted-random", "ready", "SHARE", " 50 % "] {
         assert!(table.contains(part), "{part} in {table}");
     }
     let url = format!("http://{}", world.control.management_address());

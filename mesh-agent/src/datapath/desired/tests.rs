@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::snapshot::{Account, Delta, Kin, Place, PortMapping, Resource, Snapshot, Version, Versioned};
+use crate::snapshot::{
+    Account, Delta, Kin, Mode, Place, PortMapping, Resource, Scope, Snapshot, Version, Versioned,
+};
 
 fn service() -> Service {
     Service {
