@@ -11,7 +11,7 @@ use std::{
 use mesh_common::{
     api::{
         istio::{
-            security::Authorization,
+            security::{self as api, Authorization},
             workload::{NetworkMode, Service, TunnelProtocol, Workload, WorkloadStatus},
         },
         mesh::v1::{ExplainResponse, ExplainedBackend, WorkloadExtension, explained_backend::Path},
@@ -166,7 +166,15 @@ impl Backend<'_> {
         served: &Served,
         joined: &Joined,
     ) -> ExplainedBackend {
-        let (path, why) = way::way(source, self.workload, self.port, joined);
+        let (path, mut why) = way::way(source, self.workload, self.port, joined);
+        let to_itself = source.is_some_and(|(source, _)| source.uid == self.workload.uid);
+        if matches!(path, Path::Kernel | Path::Plaintext)
+            && !to_itself
+            && self.unguarded(joined).is_none()
+            && self.is_steered(served)
+        {
+            why += "; policies with conditions on HTTP lead it through the backend's node proxy";
+        }
         let source = source.map(|(workload, _)| workload);
         let (allowed, policy, rule, verdict) = match path {
             Path::Refused => (false, String::new(), None, "refused before any policy".to_owned()),
@@ -201,6 +209,19 @@ impl Backend<'_> {
         } else {
             None
         }
+    }
+
+    /// Whether what comes without TLS goes through the proxy of the backend's node.
+    fn is_steered(&self, served: &Served) -> bool {
+        let names = &self.workload.authorization_policies;
+        served.policies.iter().any(|(name, policy)| {
+            let applies = match policy.scope() {
+                api::Scope::Global => true,
+                api::Scope::Namespace => policy.namespace == self.workload.namespace,
+                api::Scope::WorkloadSelector => names.contains(name),
+            };
+            applies && policy.http && !policy.dry_run
+        })
     }
 
     /// What the policies say of `known`, which is the source if it can be known.

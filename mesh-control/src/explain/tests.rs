@@ -113,6 +113,23 @@ fn ports_of_node_proxies_are_not_for_others() {
 }
 
 #[test]
+fn it_is_said_where_a_proxy_is_on_the_way_for_policies_that_ask_for_http() {
+    let asking = |http, dry_run| Authorization { http, ..policy(Action::Allow, dry_run) };
+    for (node, policy, steered) in [
+        ("n1", asking(true, false), true),
+        ("n1", asking(true, true), false),
+        ("n1", asking(false, false), false),
+        // Two proxies are on the way already.
+        ("n2", asking(true, false), false),
+    ] {
+        let served = served(vec![workload("a", node, 1, true), client("client", "n1", true)], vec![policy]);
+        let question = Question::parse("shop/client", "shop/web:80").unwrap();
+        let told = explain(&question, &served, &nodes()).unwrap().backends.remove(0).why;
+        assert_eq!(told.contains("HTTP"), steered, "{node}: {told}");
+    }
+}
+
+#[test]
 fn an_unknown_address_is_said_to_matter_where_it_does() {
     let served = served(vec![workload("a", "n1", 1, true)], vec![by_block(Action::Allow)]);
     let ask = |from: &str| {
