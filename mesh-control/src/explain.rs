@@ -9,6 +9,7 @@ use std::{
 };
 
 use mesh_common::{
+    abi::Proxy,
     api::{
         istio::{
             security::{self as api, Authorization},
@@ -56,6 +57,9 @@ pub(crate) enum Unanswered {
     #[error("--to: service {service} has no TCP port {port}; it has {has}")]
     NoPort { service: String, port: u16, has: String },
 }
+
+/// The ports of node proxies.
+const RESERVED: [u16; 3] = [Proxy::OUTBOUND, Proxy::PLAIN, Proxy::TUNNEL];
 
 /// Everything that is served.
 #[derive(Default)]
@@ -168,13 +172,6 @@ impl Backend<'_> {
     ) -> ExplainedBackend {
         let (path, mut why) = way::way(source, self.workload, self.port, joined);
         let to_itself = source.is_some_and(|(source, _)| source.uid == self.workload.uid);
-        if matches!(path, Path::Kernel | Path::Plaintext)
-            && !to_itself
-            && self.unguarded(joined).is_none()
-            && self.is_steered(served)
-        {
-            why += "; policies with conditions on HTTP lead it through the backend's node proxy";
-        }
         let source = source.map(|(workload, _)| workload);
         let (allowed, policy, rule, verdict) = match path {
             Path::Refused => (false, String::new(), None, "refused before any policy".to_owned()),
@@ -183,6 +180,15 @@ impl Backend<'_> {
                 None => self.judge(from, source.filter(|_| path != Path::Plaintext), source, served),
             },
         };
+        if matches!(path, Path::Kernel | Path::Plaintext)
+            && allowed
+            && !to_itself
+            && !RESERVED.contains(&self.port)
+            && self.unguarded(joined).is_none()
+            && self.is_steered(served)
+        {
+            why += "; policies with conditions on HTTP lead it through the backend's node proxy";
+        }
         ExplainedBackend {
             workload: self.workload.uid.clone(),
             node: self.workload.node.clone(),

@@ -116,13 +116,8 @@ fn meshed(ctx: &SockAddrContext, socket: Option<&Socket>, choice: &Choice, peer:
             way.refused = true;
             return;
         }
-        // The node itself: whatever policy says.
-        Path::Local if workload == 0 && source.netns == node.netns => way.flags = Socket::CALLER,
-        Path::Local => {
-            way.flags = Socket::CALLER
-                | if workload == 0 { Socket::STRANGER } else { 0 }
-                | if peer.is_steered() { Socket::STEERED } else { 0 };
-        }
+        Path::Local if workload != 0 || source.netns == node.netns => way.flags = Socket::CALLER,
+        Path::Local => way.flags = Socket::CALLER | Socket::STRANGER,
         Path::Fallback(reason) => way.reason = reason,
         Path::Proxied => {
             way.flags = Socket::PROXIED;

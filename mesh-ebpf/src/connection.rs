@@ -26,7 +26,6 @@ use crate::{
 
 const AF_INET6: u32 = 10;
 
-const TCP_SYN_SENT: u32 = 2;
 const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE: u32 = 7;
 const TCP_CLOSE_WAIT: u32 = 8;
@@ -164,11 +163,8 @@ fn closed(ctx: &SockOpsContext) {
     let Some(socket) = noted(ctx) else { return };
     if socket.flags & Socket::CALLER != 0 {
         socket.flags &= !Socket::CALLER;
-        // The proxy may not have asked yet; it removes what it has taken.
-        if socket.flags & Socket::STEERED == 0 || ctx.arg(0) == TCP_SYN_SENT {
-            // Gone already: others were used more recently.
-            let _gone = CALLERS.remove(&caller(ctx));
-        }
+        // Gone already: others were used more recently.
+        let _gone = CALLERS.remove(&caller(ctx));
     }
     if socket.started_nanoseconds == 0 {
         return;

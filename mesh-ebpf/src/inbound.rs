@@ -5,16 +5,18 @@
 //! let in is led to the proxy, too, whose listener takes it at the address and port that were dialled.
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
+    bindings::{BPF_ANY, bpf_sk_lookup, sk_action::SK_DROP, sk_action::SK_PASS},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::abi::{Address, Caller, CallerKey, Denial, Endpoint, Node, Peer, Protocol, Proxy, Reason};
+use mesh_common::abi::{
+    Caller, CallerKey, Denial, Endpoint, ListenerKey, Node, Peer, Protocol, Proxy, Reason,
+};
 
 use crate::{
     address::{pick, words},
     balance, count,
-    maps::{CALLERS, LISTENERS},
+    maps::{CALLERS, LISTENERS, STEERED},
     policy,
 };
 
@@ -67,11 +69,12 @@ fn judge(ctx: &SkLookupContext) -> Action {
         let guarded = policy::node().is_some_and(|node| node.flags & Node::GUARDED != 0);
         return if guarded { Action::Refused(Reason::InboundReserved) } else { Action::Passed };
     };
-    if peer.policies == 0 && !peer.is_rehearsed() {
+    if peer.policies == 0 && !peer.is_rehearsed() && !peer.is_steered() {
         return Action::Passed;
     }
     // SAFETY: eight aligned bytes that are read at once.
-    let caller = unsafe { CALLERS.get(&CallerKey { source, destination }) };
+    let ends = CallerKey { source, destination };
+    let caller = unsafe { CALLERS.get(&ends) };
     let (workload, verdict) = match caller.filter(|caller| caller.is_fresh(balance::now())) {
         // The node itself: a kubelet's probe.
         Some(caller) if caller.workload == 0 => return admitted(peer),
@@ -100,7 +103,7 @@ fn judge(ctx: &SkLookupContext) -> Action {
     }
     if peer.is_steered() {
         // The proxy asks again, policies in dry run as well.
-        return steer(ctx, &destination.address());
+        return steer(ctx, &ends, workload, peer);
     }
     if peer.is_rehearsed() {
         policy::rehearse(&told);
@@ -108,15 +111,21 @@ fn judge(ctx: &SkLookupContext) -> Action {
     admitted(peer)
 }
 
-/// To the proxy of the workload with that address. It takes nothing away from who is refused already, and without it nobody could say what
-/// the policies mean: then nobody comes in.
+/// To the workload's proxy, which is told who calls: what is known here may have gone when it asks. It takes nothing away from who is refused
+/// already, and without it nobody could say what the policies mean: then nobody comes in.
 #[inline(always)]
-fn steer(ctx: &SkLookupContext, workload: &Address) -> Action {
+fn steer(ctx: &SkLookupContext, ends: &CallerKey, caller: u64, peer: &Peer) -> Action {
     let alive = policy::node().is_some_and(|node| node.alive_until_nanoseconds > balance::now());
-    if alive && LISTENERS.redirect_sk_lookup(ctx, workload, 0).is_ok() {
-        Action::Steered
-    } else {
-        Action::Refused(Reason::InboundNoProxy)
+    if !alive {
+        return Action::Refused(Reason::InboundNoProxy);
+    }
+    if STEERED.insert(ends, &caller, u64::from(BPF_ANY)).is_err() {
+        return Action::Refused(Reason::OriginalLost);
+    }
+    let listener = ListenerKey { workload: peer.workload, address: ends.destination.address() };
+    match LISTENERS.redirect_sk_lookup(ctx, &listener, 0) {
+        Ok(()) => Action::Steered,
+        Err(_) => Action::Refused(Reason::InboundNoProxy),
     }
 }
 

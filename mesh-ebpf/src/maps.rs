@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use mesh_common::abi::{
     Address, Affinity, AffinityKey, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Endpoint,
-    FlowKey, FlowValue, Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Proxy, Reason,
-    ServiceKey, Socket, SourceKey, Verdict, VerdictKey, WorkloadIdentity,
+    FlowKey, FlowValue, ListenerKey, Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Proxy,
+    Reason, ServiceKey, Socket, SourceKey, Verdict, VerdictKey, WorkloadIdentity,
 };
 
 /// Overwritten by the loader.
@@ -60,7 +60,9 @@ pub(crate) static PLAIN_VERDICTS: LpmTrie<PlainKey, Verdict> = LpmTrie::with_max
 #[map]
 pub(crate) static DENIALS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 #[map]
-pub(crate) static LISTENERS: SockHash<Address> = SockHash::with_max_entries(SIZE, 0);
+pub(crate) static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(SIZE, 0);
+#[map]
+pub(crate) static STEERED: LruHashMap<CallerKey, u64> = LruHashMap::with_max_entries(SIZE, 0);
 
 /// Declared by hand, since aya-ebpf's `SkStorage` takes no socket of `sock_create` and sockops.
 #[repr(C)]

@@ -195,6 +195,8 @@ fn not_forms_and_conditions_decide_on_every_path() -> anyhow::Result<()> {
             }
         }
     }
+    let steered = scene.mesh.agents[1].reason("inbound_steered")?;
+    ensure!(steered > 20, "{steered} were led to the proxy");
     Ok(())
 }
 

@@ -208,18 +208,15 @@ impl Kernel for KernelSide {
         self.passages.caller(source, destination)
     }
 
-    fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<abi::Caller> {
-        self.passages.steered(source, destination)
+    fn take_steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
+        self.passages.take_steered(source, destination).unwrap_or_else(|error| {
+            warn!(%error, "who makes a connection could not be read");
+            None
+        })
     }
 
-    fn forget_caller(&self, source: SocketAddr, destination: SocketAddr, caller: abi::Caller) {
-        if let Err(error) = self.passages.forget_caller(source, destination, caller) {
-            warn!(%error, "who made a connection that the proxy took could not be forgotten");
-        }
-    }
-
-    fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()> {
-        self.passages.steer(address, listener).map_err(io::Error::other)
+    fn steer(&self, workload: u64, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.passages.steer(workload, address, listener).map_err(io::Error::other)
     }
 
     fn guard(&self, netns: &File, cookie: u64) -> Result<()> {

@@ -5,7 +5,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, MapData, MapError, SockHash};
 use mesh_common::abi::{
-    Address, Affinity, AffinityKey, Caller, CallerKey, ClientKey, Endpoint, FlowKey, FlowValue, Original,
+    Affinity, AffinityKey, Caller, CallerKey, ClientKey, Endpoint, FlowKey, FlowValue, ListenerKey, Original,
     OriginalKey, PlainKey, Verdict, VerdictKey, map,
 };
 
@@ -35,6 +35,7 @@ pub struct Counted {
     callers: usize,
     clients: usize,
     listeners: usize,
+    steered: usize,
 }
 
 impl Counted {
@@ -52,9 +53,10 @@ impl Counted {
             callers: entries::<CallerKey, Caller>(pins, map::CALLERS)?,
             clients: entries::<ClientKey, Endpoint>(pins, map::CLIENTS)?,
             listeners: {
-                let map: SockHash<MapData, Address> = open(pins, map::LISTENERS)?.try_into()?;
+                let map: SockHash<MapData, ListenerKey> = open(pins, map::LISTENERS)?.try_into()?;
                 count(map.keys()).context(map::LISTENERS)?
             },
+            steered: entries::<CallerKey, u64>(pins, map::STEERED)?,
         })
     }
 }
@@ -102,6 +104,7 @@ impl Datapath {
             of(map::CALLERS, counted.callers, sizes.passages),
             of(map::CLIENTS, counted.clients, sizes.passages),
             of(map::LISTENERS, counted.listeners, sizes.workloads.saturating_mul(2)),
+            of(map::STEERED, counted.steered, sizes.passages),
         ]
     }
 }

@@ -99,7 +99,8 @@ pub fn maps(sizes: &MapSizes) -> [MapSpec; map::ALL.len()] {
         of::<([u32; 1], abi::PlainKey), abi::Verdict>(map::PLAIN_VERDICTS, PrefixTrie, sizes.verdicts),
         MapSpec { name: map::DENIALS, kind: RingBuffer, key: 0, value: 0, entries: DENIALS_BYTES },
         // Of both families each.
-        of::<abi::Address, u32>(map::LISTENERS, SocketHash, sizes.workloads.saturating_mul(2)),
+        of::<abi::ListenerKey, u32>(map::LISTENERS, SocketHash, sizes.workloads.saturating_mul(2)),
+        of::<abi::CallerKey, u64>(map::STEERED, LruHash, sizes.passages),
     ]
 }
 

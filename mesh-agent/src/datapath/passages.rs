@@ -8,9 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use aya::Pod;
 use aya::maps::{Array, HashMap, MapData, MapError, SockHash};
 use mesh_common::abi::{
-    Address, Caller, CallerKey, ClientKey, Denial, Endpoint, Node, Original, OriginalKey, map,
+    Caller, CallerKey, ClientKey, Denial, Endpoint, ListenerKey, Node, Original, OriginalKey, map,
 };
 
 use super::desired::map_address;
@@ -23,15 +24,13 @@ pub const ALIVE: Duration = Duration::from_millis(800);
 /// How often it beats.
 pub const BEAT: Duration = Duration::from_millis(200);
 
-/// How long before the proxy takes a connection its maker may have been noted: the first segment may be late, and so may the proxy be.
-const STEERED_NANOSECONDS: u64 = 2 * Caller::FRESH_NANOSECONDS;
-
-/// The maps `ORIGINALS`, `CALLERS`, `CLIENTS` and `LISTENERS`, for the tasks of the proxy.
+/// The maps `ORIGINALS`, `CALLERS`, `CLIENTS`, `LISTENERS` and `STEERED`, for the tasks of the proxy.
 pub struct Passages {
     originals: Mutex<HashMap<MapData, OriginalKey, Original>>,
-    callers: Mutex<HashMap<MapData, CallerKey, Caller>>,
+    callers: HashMap<MapData, CallerKey, Caller>,
     clients: Mutex<HashMap<MapData, ClientKey, Endpoint>>,
-    listeners: Mutex<SockHash<MapData, Address>>,
+    listeners: Mutex<SockHash<MapData, ListenerKey>>,
+    steered: Mutex<HashMap<MapData, CallerKey, u64>>,
 }
 
 impl Passages {
@@ -44,9 +43,10 @@ impl Passages {
         }
         Ok(Self {
             originals: Mutex::new(open(pins, map::ORIGINALS)?.try_into()?),
-            callers: Mutex::new(open(pins, map::CALLERS)?.try_into()?),
+            callers: open(pins, map::CALLERS)?.try_into()?,
             clients: Mutex::new(clients),
             listeners: Mutex::new(open(pins, map::LISTENERS)?.try_into()?),
+            steered: Mutex::new(open(pins, map::STEERED)?.try_into()?),
         })
     }
 
@@ -54,13 +54,7 @@ impl Passages {
     pub fn take_original(&self, netns: u64, source: SocketAddr) -> Result<Option<Original>, MapError> {
         let key = OriginalKey { netns, source: endpoint(source), zero: 0 };
         let mut originals = self.originals.lock().unwrap_or_else(PoisonError::into_inner);
-        let original = match originals.get(&key, 0) {
-            Ok(original) => original,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        gone(originals.remove(&key))?;
-        Ok(Some(original))
+        take(&mut originals, &key)
     }
 
     /// Lets the application see `client` as the peer of a connection that the proxy makes from `source` in `netns`.
@@ -79,41 +73,33 @@ impl Passages {
 
     /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not known.
     pub fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64> {
-        self.noted(&caller_key(source, destination)).map(|caller| caller.workload)
+        self.callers.get(&caller_key(source, destination), 0).ok().map(|caller| caller.workload)
     }
 
-    /// The same for a connection that was led to the proxy just now: what was noted long ago was another with the same ends.
-    pub fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<Caller> {
-        let now = sys::monotonic_nanoseconds();
-        self.noted(&caller_key(source, destination))
-            .filter(|caller| now.wrapping_sub(caller.at_nanoseconds) < STEERED_NANOSECONDS)
+    /// Who makes a connection that was led to the proxy, as the programs judged it: the identity of a workload of this node, or 0. Told once; none: it
+    /// was not led there.
+    pub fn take_steered(&self, source: SocketAddr, destination: SocketAddr) -> Result<Option<u64>, MapError> {
+        let mut steered = self.steered.lock().unwrap_or_else(PoisonError::into_inner);
+        take(&mut steered, &caller_key(source, destination))
     }
 
-    /// A connection that was led to the proxy has ended, and with it what was noted: unless another with the same ends has come since.
-    pub fn forget_caller(
-        &self,
-        source: SocketAddr,
-        destination: SocketAddr,
-        caller: Caller,
-    ) -> Result<(), MapError> {
-        let key = caller_key(source, destination);
-        if self.noted(&key) != Some(caller) {
-            return Ok(());
-        }
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        gone(callers.remove(&key))
-    }
-
-    /// Leads what comes without TLS to `address`, and needs the proxy, to this listener. The kernel forgets it when it is closed.
-    pub fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> Result<(), MapError> {
+    /// Leads what comes without TLS to `address` of a workload, and needs the proxy, to this listener. The kernel forgets it when it is closed.
+    pub fn steer(&self, workload: u64, address: IpAddr, listener: BorrowedFd<'_>) -> Result<(), MapError> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.insert(map_address(address), listener.as_raw_fd(), 0)
+        let key = ListenerKey { workload, address: map_address(address) };
+        listeners.insert(key, listener.as_raw_fd(), 0)
     }
+}
 
-    fn noted(&self, key: &CallerKey) -> Option<Caller> {
-        let callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        callers.get(key, 0).ok()
-    }
+/// Removes an entry; what it was.
+fn take<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<Option<V>, MapError> {
+    let value = match map.get(key, 0) {
+        Ok(value) => value,
+        Err(MapError::KeyNotFound) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    gone(map.remove(key))?;
+    Ok(Some(value))
 }
 
 fn caller_key(source: SocketAddr, destination: SocketAddr) -> CallerKey {

@@ -27,13 +27,11 @@ pub trait Kernel: Send + Sync {
     /// Which workload of this node made the connection from `source` to `destination`, by its identity; 0: the node itself; none: not
     /// known.
     fn caller(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64>;
-    /// The same for a connection that was led to the proxy just now, of which the programs believe it. It is kept until
-    /// [`Kernel::forget_caller`].
-    fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<abi::Caller>;
-    /// That connection is over.
-    fn forget_caller(&self, source: SocketAddr, destination: SocketAddr, caller: abi::Caller);
-    /// What comes without TLS to the pod's `address`, and needs the proxy, is led to this listener from now on, until it is closed.
-    fn steer(&self, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()>;
+    /// Who makes a connection that was led to the proxy, by its ends: the identity of a workload of this node, or 0 where none is known; asked
+    /// once for each. None: it was not led there.
+    fn take_steered(&self, source: SocketAddr, destination: SocketAddr) -> Option<u64>;
+    /// What comes without TLS to that address of a workload, and needs the proxy, is led to this listener from now on, until it is closed.
+    fn steer(&self, workload: u64, address: IpAddr, listener: BorrowedFd<'_>) -> io::Result<()>;
     /// Guards what comes into a namespace, before anything listens there for the proxy. Asked again for the same one, it
     /// changes nothing.
     fn guard(&self, netns: &File, cookie: u64) -> anyhow::Result<()>;

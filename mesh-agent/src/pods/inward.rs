@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use mesh_common::abi;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -36,19 +35,17 @@ impl Drop for Shown {
     }
 }
 
-/// Who made a connection that the proxy took is known for as long as this lives.
-struct Noted {
-    shared: Arc<Shared>,
+/// The sweeper leaves a connection that the proxy carries to it for as long as this lives.
+struct Carried {
+    pod: Arc<Served>,
     ends: (SocketAddr, SocketAddr),
-    caller: abi::Caller,
 }
 
-impl Guard for Noted {}
+impl Guard for Carried {}
 
-impl Drop for Noted {
+impl Drop for Carried {
     fn drop(&mut self) {
-        let (source, destination) = self.ends;
-        self.shared.kernel.forget_caller(source, destination, self.caller);
+        self.pod.carried().remove(&self.ends);
     }
 }
 
@@ -108,13 +105,15 @@ impl Inside {
 }
 
 impl Inward for Inside {
-    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Caller {
-        let Some(caller) = self.shared.kernel.steered(peer, destination) else { return Caller::default() };
-        // Not that of whoever is at its address: that one may have gone, and this be a stranger.
-        let workload = self.shared.mesh.neighbour(caller.workload);
+    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Option<Caller> {
+        let identity = self.shared.kernel.take_steered(peer, destination)?;
+        // Not whoever is at its address: that one may have gone, and this be a stranger.
+        let workload = self.shared.mesh.neighbour(identity);
         let source = workload.and_then(|workload| spiffe_of(&workload).ok());
-        let noted = Noted { shared: Arc::clone(&self.shared), ends: (peer, destination), caller };
-        Caller { source, guard: Some(Box::new(noted)) }
+        let ends = (peer, destination);
+        self.pod.carried().insert(ends);
+        let guard = Box::new(Carried { pod: Arc::clone(&self.pod), ends });
+        Some(Caller { source, guard })
     }
 
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied> {

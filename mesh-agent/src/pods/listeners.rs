@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use mesh_common::abi::Proxy;
+use mesh_common::abi::{Proxy, identity_of};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
-use super::host::Kernel;
+use super::host::{Enrolled, Kernel};
 use crate::proxy::netns::Namespace;
 
 /// What takes a pod's connections.
@@ -55,11 +55,12 @@ impl fmt::Display for ListenError {
 pub(super) async fn open(
     kernel: &dyn Kernel,
     namespace: &Namespace,
-    addresses: &[IpAddr],
+    enrolled: &Enrolled,
     home: &Handle,
 ) -> Result<Listeners, ListenError> {
+    let (addresses, workload) = (&enrolled.workload.addresses, identity_of(&enrolled.uid).0);
     let mut listeners = Listeners::default();
-    for ip in addresses {
+    for ip in addresses.iter() {
         for (port, list) in [
             (Proxy::OUTBOUND, &mut listeners.outbound),
             (Proxy::TUNNEL, &mut listeners.tunnels),
@@ -76,7 +77,7 @@ pub(super) async fn open(
     // All or none: with some of its listeners a pod is not ready.
     for (ip, listener) in addresses.iter().zip(&listeners.plain) {
         let address = SocketAddr::new(*ip, Proxy::PLAIN);
-        kernel.steer(*ip, listener.as_fd()).map_err(|error| ListenError { address, error })?;
+        kernel.steer(workload, *ip, listener.as_fd()).map_err(|error| ListenError { address, error })?;
     }
     Ok(listeners)
 }

@@ -1,8 +1,9 @@
 //! One workload of this node: from its first process to its last.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mesh_common::abi::{self, Address, Proxy};
@@ -45,9 +46,20 @@ pub(super) struct Served {
     pub(super) own: SpiffeId,
     pub(super) namespace: Namespace,
     workload: RwLock<Arc<Workload>>,
+    /// Connections without TLS that its proxy carries, by the client's end and the one that was dialled.
+    carried: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
 }
 
 impl Served {
+    fn new(own: SpiffeId, namespace: &Namespace, workload: &Arc<Workload>) -> Arc<Self> {
+        let (namespace, workload) = (namespace.clone(), RwLock::new(Arc::clone(workload)));
+        Arc::new(Self { own, namespace, workload, carried: Mutex::default() })
+    }
+
+    pub(super) fn carried(&self) -> MutexGuard<'_, HashSet<(SocketAddr, SocketAddr)>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn workload(&self) -> Arc<Workload> {
         Arc::clone(&self.workload.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -200,28 +212,23 @@ impl Pod {
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
             let (reason, pause, own) = match spiffe_of(&enrolled.workload) {
-                Ok(own) => {
-                    match open(&*self.shared.kernel, namespace, &enrolled.workload.addresses, &self.home)
-                        .await
-                    {
-                        Ok(listeners) => {
-                            drop(looking);
-                            return self.serve(found, namespace, &enrolled, own, listeners).await;
-                        }
-                        Err(error) => {
-                            self.shared.figures.listen_failures.fetch_add(1, Relaxed);
-                            let pause = if error.is_early() { self.pace() } else { RETRY };
-                            (error.to_string(), pause, Some(own))
-                        }
+                Ok(own) => match open(&*self.shared.kernel, namespace, &enrolled, &self.home).await {
+                    Ok(listeners) => {
+                        drop(looking);
+                        return self.serve(found, namespace, &enrolled, own, listeners).await;
                     }
-                }
+                    Err(error) => {
+                        self.shared.figures.listen_failures.fetch_add(1, Relaxed);
+                        let pause = if error.is_early() { self.pace() } else { RETRY };
+                        (error.to_string(), pause, Some(own))
+                    }
+                },
                 Err(error) => (error.to_string(), RETRY, None),
             };
             self.fail(reason);
             // It is guarded without a proxy as well, and so are the connections that it has.
             if let Some(own) = own.filter(|_| looking.is_empty()) {
-                let workload = RwLock::new(Arc::clone(&enrolled.workload));
-                let served = Arc::new(Served { own, namespace: namespace.clone(), workload });
+                let served = Served::new(own, namespace, &enrolled.workload);
                 looking.spawn(revoked::watch(Arc::clone(&self.shared), served, drain.clone()));
             }
             match self.wait(pause).await {
@@ -239,11 +246,7 @@ impl Pod {
         own: SpiffeId,
         listeners: Listeners,
     ) -> Woken {
-        let served = Arc::new(Served {
-            own: own.clone(),
-            namespace: namespace.clone(),
-            workload: RwLock::new(Arc::clone(&enrolled.workload)),
-        });
+        let served = Served::new(own.clone(), namespace, &enrolled.workload);
         let (phase, drain) = Drain::new();
         let mut tasks = self.start(&served, listeners, &drain);
         let cookie = namespace.cookie();

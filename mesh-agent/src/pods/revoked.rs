@@ -49,7 +49,7 @@ pub(super) async fn watch(shared: Arc<Shared>, pod: Arc<Served>, mut drain: Drai
 async fn look(shared: &Arc<Shared>, pod: &Arc<Served>) -> bool {
     let addresses = pod.workload().addresses.to_vec();
     let workload = pod.workload();
-    let now = Now { shared: Arc::clone(shared), workload: Arc::clone(&workload) };
+    let now = Now { shared: Arc::clone(shared), pod: Arc::clone(pod), workload: Arc::clone(&workload) };
     match shared.sweeper.sweep(&pod.namespace, addresses, now).await {
         Ok(swept) => {
             debug!(workload = workload.uid(), ?swept, "looked through its connections");
@@ -66,10 +66,15 @@ async fn look(shared: &Arc<Shared>, pod: &Arc<Served>) -> bool {
 /// What policy and the mesh say now of connections of a workload.
 struct Now {
     shared: Arc<Shared>,
+    pod: Arc<Served>,
     workload: Arc<Workload>,
 }
 
 impl Judge for Now {
+    fn is_carried(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.pod.carried().contains(&(remote, local))
+    }
+
     fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller> {
         self.shared.kernel.caller(remote, local).map(|caller| match caller {
             0 => Caller::Node,

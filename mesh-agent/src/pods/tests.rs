@@ -44,7 +44,7 @@ struct Table {
     clients: Mutex<HashMap<(u64, SocketAddr), SocketAddr>>,
     guarded: Mutex<Vec<u64>>,
     unguarded: Mutex<Vec<u64>>,
-    steered: Mutex<Vec<IpAddr>>,
+    steered: Mutex<Vec<(u64, IpAddr)>>,
 }
 
 impl Kernel for Table {
@@ -52,14 +52,12 @@ impl Kernel for Table {
         None
     }
 
-    fn steered(&self, _source: SocketAddr, _destination: SocketAddr) -> Option<abi::Caller> {
+    fn take_steered(&self, _source: SocketAddr, _destination: SocketAddr) -> Option<u64> {
         None
     }
 
-    fn forget_caller(&self, _source: SocketAddr, _destination: SocketAddr, _caller: abi::Caller) {}
-
-    fn steer(&self, address: IpAddr, _listener: BorrowedFd<'_>) -> io::Result<()> {
-        self.steered.lock().unwrap().push(address);
+    fn steer(&self, workload: u64, address: IpAddr, _listener: BorrowedFd<'_>) -> io::Result<()> {
+        self.steered.lock().unwrap().push((workload, address));
         Ok(())
     }
 

@@ -108,12 +108,11 @@ pub struct Wanted {
 }
 
 /// Who made a connection that came without TLS.
-#[derive(Default)]
 pub struct Caller {
     /// By the cgroup of the process; none: nobody knows.
     pub source: Option<SpiffeId>,
     /// What is known of it elsewhere, to be dropped at its end.
-    pub guard: Option<Box<dyn Guard>>,
+    pub guard: Box<dyn Guard>,
 }
 
 /// Policy refuses.
@@ -143,8 +142,8 @@ impl From<TcpStream> for Application {
 
 /// What the inbound side of a pod asks.
 pub trait Inward: Send + Sync + 'static {
-    /// Who made the connection from `peer` to `destination`, which came without TLS. Asked once for each.
-    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Caller;
+    /// Who made the connection from `peer` to `destination`, which came without TLS; none: nobody has led it here. Asked once for each.
+    fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Option<Caller>;
     /// Whether policy lets it be. Asked once, when a connection comes.
     fn permits(&self, wanted: &Wanted) -> Result<(), Denied>;
     /// Whether policy still lets it be. Asked when [`Inward::changed`] says so.

@@ -26,6 +26,8 @@ pub enum Caller {
 
 /// What policy and the mesh say now.
 pub trait Judge {
+    /// Whether the node proxy carries the connection from `remote` to `local`: it ends that itself, and knows better who made it.
+    fn is_carried(&self, local: SocketAddr, remote: SocketAddr) -> bool;
     /// Who made the connection from `remote` to `local`; none: nobody of this node, as far as is known.
     fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller>;
     /// Whether policy lets `caller`, at address `remote`, connect to `local`.
@@ -62,7 +64,7 @@ pub fn revoke<'a>(
         let tunnel = remote.port() == TUNNEL && !listening.contains(&local.port());
         let ours = PROXY.contains(&local.port()) || tunnel;
         let inside = remote.ip().is_loopback() || pod.contains(&remote.ip());
-        if socket.state == State::Listen || ours || inside {
+        if socket.state == State::Listen || ours || inside || judge.is_carried(local, remote) {
             return None;
         }
         let caller = judge.caller(local, remote);

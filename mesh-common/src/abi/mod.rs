@@ -22,7 +22,7 @@ pub use address::{Address, Endpoint, Protocol, ServiceKey};
 pub use backend::{Backend, Load};
 pub use counters::{CounterKey, Counters, Outcome};
 pub use page::{Algorithm, ENTRIES, Entry, Header, MAX_DEPTH, Page, Pointer};
-pub use passage::{Caller, CallerKey, ClientKey, Original, OriginalKey};
+pub use passage::{Caller, CallerKey, ClientKey, ListenerKey, Original, OriginalKey};
 pub use path::{Path, Source, path};
 pub use peer::{Node, Peer, Proxy};
 pub use pick::{Affinity, AffinityKey, descend, maglev_position, random_position, round_robin_position};
@@ -69,7 +69,7 @@ pub mod map {
     pub const NODE: &str = "NODE";
     /// [`super::OriginalKey`] → [`super::Original`] (LRU hash). Writer: `connection`; the agent removes what it has read.
     pub const ORIGINALS: &str = "ORIGINALS";
-    /// [`super::CallerKey`] → [`super::Caller`] (LRU hash). Writer: `connection`; the agent removes those of connections that its proxy took.
+    /// [`super::CallerKey`] → [`super::Caller`] (LRU hash). Writer: `connection`.
     pub const CALLERS: &str = "CALLERS";
     /// [`super::ClientKey`] → [`super::Endpoint`] (hash). Writer: agent.
     pub const CLIENTS: &str = "CLIENTS";
@@ -79,12 +79,15 @@ pub mod map {
     pub const PLAIN_VERDICTS: &str = "PLAIN_VERDICTS";
     /// [`super::Denial`]s (ring buffer). Writer: `connect` and `inbound`.
     pub const DENIALS: &str = "DENIALS";
-    /// [`super::Address`] of a workload of this node → the listener of its proxy for what comes without TLS (hash of sockets). Writer: agent;
-    /// the kernel removes what is closed.
+    /// [`super::ListenerKey`] → the listener of a workload's proxy for what comes without TLS (hash of sockets). Writer: agent; the kernel
+    /// removes what is closed.
     pub const LISTENERS: &str = "LISTENERS";
+    /// [`super::CallerKey`] of a connection that is led to such a listener → identity of who calls, as it was judged; 0: none (LRU hash). Writer:
+    /// `inbound`; the agent removes what it has read.
+    pub const STEERED: &str = "STEERED";
 
     /// All of them.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         SERVICES,
         PAGES,
         BACKENDS,
@@ -107,5 +110,6 @@ pub mod map {
         PLAIN_VERDICTS,
         DENIALS,
         LISTENERS,
+        STEERED,
     ];
 }

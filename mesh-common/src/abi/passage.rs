@@ -1,6 +1,6 @@
 //! Connections that pass between the kernel and the node proxy, or between two workloads of a node.
 
-use super::Endpoint;
+use super::{Address, Endpoint};
 
 /// An application's connection to the node proxy, as the proxy sees it.
 #[repr(C)]
@@ -68,6 +68,17 @@ impl Caller {
     /// A process of a pod that is no workload. It is noted, so that nobody is taken for whoever had its address and port before.
     pub const STRANGER: u64 = u64::MAX;
 }
+
+/// A listener of the node proxy for what comes without TLS.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct ListenerKey {
+    /// Identity of the workload: another may claim the same address.
+    pub workload: u64,
+    /// One of its addresses.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<ListenerKey>() == 24);
 
 /// A connection of the node proxy to an application, as the application sees it. Its value is the real client's [`Endpoint`].
 #[repr(C)]

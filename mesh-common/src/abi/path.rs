@@ -43,9 +43,15 @@ pub fn path(
         if proxy.is_some_and(|theirs| theirs.netns == source.netns) {
             return Path::Direct;
         }
+        let node_itself = source.workload == 0 && source.netns == node.netns;
         return match port {
             Proxy::OUTBOUND | Proxy::PLAIN => Path::Refused(Reason::ReservedPort),
             Proxy::TUNNEL => Path::Direct,
+            // Its namespace would refuse it; but it may have none where anybody looks.
+            _ if peer.is_steered() && !node_itself && node.alive_until_nanoseconds <= now_nanoseconds => {
+                Path::Refused(Reason::ProxyDead)
+            }
+            _ if peer.is_steered() && !node_itself && proxy.is_none() => Path::Refused(Reason::ProxyNotReady),
             _ => Path::Local,
         };
     }
@@ -158,6 +164,23 @@ mod tests {
         assert_eq!(local(POD), Path::Local);
         assert_eq!(local(Source { workload: 0, netns: 1 }), Path::Local);
         assert_eq!(local(Source { workload: 8, netns: 80 }), Path::Direct);
+    }
+
+    #[test]
+    fn a_workload_of_this_node_that_needs_its_proxy_is_not_reached_without() {
+        let local = |source, flags, proxy, node| {
+            path(source, &to(80), &peer(Peer::LOCAL | flags, 3), proxy, node, NOW)
+        };
+        let steered = Peer::STEERED;
+        assert_eq!(local(POD, steered, Some(&THEIRS), &ALIVE), Path::Local);
+        assert_eq!(local(POD, steered, Some(&THEIRS), &DEAD), Path::Refused(Reason::ProxyDead));
+        assert_eq!(local(POD, steered, None, &ALIVE), Path::Refused(Reason::ProxyNotReady));
+        let stranger = Source { workload: 0, netns: 5 };
+        assert_eq!(local(stranger, steered, None, &ALIVE), Path::Refused(Reason::ProxyNotReady));
+        // A probe of the node's, and what the workload says to itself.
+        assert_eq!(local(Source { workload: 0, netns: 1 }, steered, None, &DEAD), Path::Local);
+        assert_eq!(local(Source { workload: 8, netns: 80 }, steered, Some(&THEIRS), &DEAD), Path::Direct);
+        assert_eq!(local(POD, 0, None, &DEAD), Path::Local);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub enum Reason {
     InboundReserved = 25,
     /// A connection between workloads of this node could not be noted: where policy guards the server, it counts as one without identity.
     CallersLost = 26,
-    /// A connection to the node proxy could not be noted: the proxy resets it.
+    /// A connection to the node proxy could not be noted: it is reset.
     OriginalLost = 27,
     /// A denial was counted, but could not be told: too many at a time.
     DenialLost = 28,

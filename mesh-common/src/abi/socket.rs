@@ -39,8 +39,6 @@ impl Socket {
     pub const CALLER: u32 = 4;
     /// With [`Socket::CALLER`]: made by a process of a pod that is no workload.
     pub const STRANGER: u32 = 8;
-    /// With [`Socket::CALLER`]: the node proxy takes it, and may ask who made it when it has ended already.
-    pub const STEERED: u32 = 16;
 }
 
 /// UDP: a socket and a service that it sends to.

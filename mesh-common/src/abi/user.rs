@@ -25,6 +25,7 @@ pod!(
     Endpoint,
     FlowKey,
     FlowValue,
+    ListenerKey,
     Load,
     Node,
     Original,

@@ -115,17 +115,31 @@ fn ports_of_node_proxies_are_not_for_others() {
 #[test]
 fn it_is_said_where_a_proxy_is_on_the_way_for_policies_that_ask_for_http() {
     let asking = |http, dry_run| Authorization { http, ..policy(Action::Allow, dry_run) };
-    for (node, policy, steered) in [
-        ("n1", asking(true, false), true),
-        ("n1", asking(true, true), false),
-        ("n1", asking(false, false), false),
-        // Two proxies are on the way already.
-        ("n2", asking(true, false), false),
+    let at = |port, (mut to, extension): (Workload, WorkloadExtension)| {
+        for list in to.services.values_mut() {
+            list.ports[0].target_port = port;
+        }
+        (to, extension)
+    };
+    let a = |node| workload("a", node, 1, true);
+    let open = Authorization { rules: vec![Rule::default()], ..asking(true, false) };
+    for (from, to, policy, steered) in [
+        ("shop/client", a("n1"), asking(true, false), true),
+        ("shop/client", a("n1"), asking(true, true), false),
+        ("shop/client", a("n1"), asking(false, false), false),
+        // Nobody who is refused goes any way.
+        ("none", a("n1"), asking(true, false), false),
+        ("none", a("n1"), open.clone(), true),
+        ("none", at(15_008, a("n1")), open.clone(), false),
+        // Two proxies are on the way already; no agent is there.
+        ("shop/client", a("n2"), asking(true, false), false),
+        ("none", workload("a", "n3", 1, false), open, false),
+        ("shop/a", a("n1"), asking(true, false), false),
     ] {
-        let served = served(vec![workload("a", node, 1, true), client("client", "n1", true)], vec![policy]);
-        let question = Question::parse("shop/client", "shop/web:80").unwrap();
-        let told = explain(&question, &served, &nodes()).unwrap().backends.remove(0).why;
-        assert_eq!(told.contains("HTTP"), steered, "{node}: {told}");
+        let served = served(vec![to, client("client", "n1", true)], vec![policy]);
+        let question = Question::parse(from, "shop/web:80").unwrap();
+        let told = explain(&question, &served, &nodes()).unwrap().backends.remove(0);
+        assert_eq!(told.why.contains("HTTP"), steered, "{from}: {told:?}");
     }
 }
 

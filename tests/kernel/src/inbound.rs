@@ -30,6 +30,10 @@ pub const TESTS: &[Test] = &[
     Test { name: "inbound::where_policies_ask_for_http_the_proxy_takes_who_is_let_in", run: steered },
     Test { name: "inbound::without_the_proxy_nobody_comes_in_where_policies_ask_for_http", run: unsteered },
     Test { name: "inbound::the_proxy_can_ask_who_called_when_the_call_is_over", run: steered_caller },
+    Test {
+        name: "inbound::nobody_is_led_to_the_proxy_of_another_with_the_same_address",
+        run: another_listener,
+    },
     Test { name: "inbound::an_established_connection_goes_on_whatever_policy_says", run: established },
 ];
 
@@ -276,10 +280,11 @@ fn steered(sandbox: &mut Sandbox) -> Result<()> {
     let scene = Scene::enter(sandbox)?;
     sandbox.become_workload(OURS)?;
     sandbox.node(true, link::cookie()?, 0)?;
+    sandbox.proxy(THEIRS, 77, 0, THERE4, THERE6)?;
     for (there, here, family) in both() {
         let server = scene.listen((there, 0))?;
         let proxy = scene.listen((there, Proxy::PLAIN))?;
-        sandbox.listener(there, &proxy)?;
+        sandbox.listener(THEIRS, there, &proxy)?;
         sandbox.verdict(OURS, SET, 0, family, Verdict::ALLOW)?;
         sandbox.plain_verdict(SET, 0, (here, 0), Verdict::ALLOW)?;
         // By its cgroup, and by its address, as from another node.
@@ -290,6 +295,9 @@ fn steered(sandbox: &mut Sandbox) -> Result<()> {
             ensure!(from == client.local_addr()?, "the client shows as {from}");
             let at = taken.local_addr()?;
             ensure!(at == server.local_addr()?, "taken at {at}: where the application listens is forgotten");
+            let known = if flags == STEERED { OURS } else { 0 };
+            let told = sandbox.steered(from, at)?;
+            ensure!(told == Some(known), "the proxy is told {told:?}");
             let mut client = client;
             crate::traffic::exchange(&mut client, &mut taken, 10_000, 10_000)?;
         }
@@ -323,7 +331,7 @@ fn unsteered(sandbox: &mut Sandbox) -> Result<()> {
     sandbox.plain_verdict(SET, 0, (HERE4, 0), Verdict::ALLOW)?;
     shut(server.local_addr()?)?;
     let proxy = scene.listen((THERE4, Proxy::PLAIN))?;
-    sandbox.listener(THERE4, &proxy)?;
+    sandbox.listener(THEIRS, THERE4, &proxy)?;
     let led = crate::traffic::connect(server.local_addr()?)?;
     ensure!(proxy.accept()?.1 == led.local_addr()?, "not led to the proxy");
     // It hangs: its sockets are there.
@@ -344,26 +352,35 @@ fn steered_caller(sandbox: &mut Sandbox) -> Result<()> {
     let server = scene.listen((THERE4, 0))?;
     let to = server.local_addr()?;
     let proxy = scene.listen((THERE4, Proxy::PLAIN))?;
-    sandbox.listener(THERE4, &proxy)?;
+    sandbox.listener(THEIRS, THERE4, &proxy)?;
+    sandbox.proxy(THEIRS, 77, 0, THERE4, THERE6)?;
     sandbox.node(true, 0, 0)?;
     sandbox.become_workload(OURS)?;
     sandbox.peer(THERE4, workload(SET, STEERED))?;
     sandbox.verdict(OURS, SET, 0, 4, Verdict::ALLOW)?;
-    // Over before anybody asks.
+    // Over, by a reset, before anybody asks.
     let client = crate::traffic::connect(to)?;
     let from = client.local_addr()?;
-    // By a reset, which is over at once.
     socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
     drop(client);
-    let caller = sandbox.caller(from, to)?;
-    ensure!(caller.is_some_and(|caller| caller.workload == OURS), "found {caller:?}");
-    // Who has never got there is not asked for.
-    drop((server, proxy));
-    let failed = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    failed.bind(&SocketAddr::new(HERE4, 0).into())?;
-    let from = failed.local_addr()?.as_socket().context("no address")?;
-    crate::traffic::refused(failed.connect(&to.into()))?;
-    ensure!(sandbox.caller(from, to)?.is_none(), "a note stays of who was refused");
+    ensure!(sandbox.caller(from, to)?.is_none(), "a note stays of a connection that is over");
+    let told = sandbox.steered(from, to)?;
+    ensure!(told == Some(OURS), "the proxy is told {told:?}");
+    Ok(())
+}
+
+fn another_listener(sandbox: &mut Sandbox) -> Result<()> {
+    let scene = Scene::enter(sandbox)?;
+    let server = scene.listen((THERE4, 0))?;
+    let other = scene.listen((THERE4, Proxy::PLAIN))?;
+    // Of somebody who claims the same address.
+    sandbox.listener(THEIRS + 1, THERE4, &other)?;
+    sandbox.node(true, 0, 0)?;
+    sandbox.peer(THERE4, workload(SET, Peer::STEERED))?;
+    sandbox.plain_verdict(SET, 0, (HERE4, 0), Verdict::ALLOW)?;
+    shut(server.local_addr()?)?;
+    let refused = sandbox.reason(Reason::InboundNoProxy)?;
+    ensure!(refused == 1, "{refused} are counted");
     Ok(())
 }
 

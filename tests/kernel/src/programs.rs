@@ -17,7 +17,7 @@ use mesh_common::abi::{
 };
 
 /// Entries of the maps that a test fills; small, since many sandboxes are made.
-const SIZES: [(&str, u32); 18] = [
+const SIZES: [(&str, u32); 19] = [
     (map::SERVICES, 64),
     (map::PAGES, 256),
     (map::BACKENDS, 2048),
@@ -36,6 +36,7 @@ const SIZES: [(&str, u32); 18] = [
     (map::VERDICTS, 64),
     (map::PLAIN_VERDICTS, 64),
     (map::LISTENERS, 16),
+    (map::STEERED, 256),
 ];
 
 /// Loads every program of the object that the agent embeds.
@@ -111,6 +112,7 @@ pub fn clear(ebpf: &mut Ebpf) -> Result<()> {
     clear_hash::<OriginalKey, Original>(ebpf, map::ORIGINALS)?;
     clear_hash::<CallerKey, Caller>(ebpf, map::CALLERS)?;
     clear_hash::<ClientKey, Endpoint>(ebpf, map::CLIENTS)?;
+    clear_hash::<CallerKey, u64>(ebpf, map::STEERED)?;
     clear_hash::<VerdictKey, Verdict>(ebpf, map::VERDICTS)?;
     clear_array(ebpf, map::NODE, Node::default())?;
     let mut plain: LpmTrie<_, PlainKey, Verdict> = LpmTrie::try_from(named(ebpf, map::PLAIN_VERDICTS)?)?;

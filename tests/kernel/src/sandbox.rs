@@ -18,8 +18,8 @@ use mesh_agent::datapath::object::INBOUND;
 use mesh_agent::datapath::passages::denial;
 use mesh_common::abi::{
     Address, Algorithm, Backend, Caller, CallerKey, ClientKey, CounterKey, Counters, Denial, Endpoint, Entry,
-    Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Protocol, Proxy, Reason, ServiceKey,
-    Socket, Verdict, VerdictKey, WorkloadIdentity, map,
+    ListenerKey, Load, Node, Original, OriginalKey, Page, Peer, PlainKey, Pointer, Protocol, Proxy, Reason,
+    ServiceKey, Socket, Verdict, VerdictKey, WorkloadIdentity, map,
 };
 
 use crate::cgroup::Cgroup;
@@ -278,10 +278,18 @@ impl<'a> Sandbox<'a> {
         Ok(clients.insert(ClientKey { netns, source: endpoint(source), zero: 0 }, endpoint(client), 0)?)
     }
 
-    /// The proxy's listener for what comes to `address` without TLS. Closed, it is there no more.
-    pub fn listener(&mut self, address: IpAddr, listener: &impl AsRawFd) -> Result<()> {
-        let mut listeners: SockHash<_, Address> = SockHash::try_from(self.map_mut(map::LISTENERS)?)?;
-        Ok(listeners.insert(mapped(address), listener.as_raw_fd(), 0)?)
+    /// The proxy's listener for what comes to `address` of a workload without TLS. Closed, it is there no more.
+    pub fn listener(&mut self, workload: u64, address: IpAddr, listener: &impl AsRawFd) -> Result<()> {
+        let mut listeners: SockHash<_, ListenerKey> = SockHash::try_from(self.map_mut(map::LISTENERS)?)?;
+        let key = ListenerKey { workload, address: mapped(address) };
+        Ok(listeners.insert(key, listener.as_raw_fd(), 0)?)
+    }
+
+    /// Who makes a connection that was led to the proxy.
+    pub fn steered(&self, source: SocketAddr, destination: SocketAddr) -> Result<Option<u64>> {
+        let steered: HashMap<_, CallerKey, u64> = HashMap::try_from(self.map(map::STEERED)?)?;
+        let ends = CallerKey { source: endpoint(source), destination: endpoint(destination) };
+        found(steered.get(&ends, 0))
     }
 
     /// The denials that were told since the last time.

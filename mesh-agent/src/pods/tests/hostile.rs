@@ -1,5 +1,7 @@
 //! Pods and peers that mean no good.
 
+use mesh_common::abi::identity_of;
+
 use super::*;
 use crate::proxy::early::Early;
 use crate::proxy::stream::Request;
@@ -45,10 +47,8 @@ async fn a_pod_that_calls_its_own_proxy_gets_nowhere() {
     is_reset_at_once(world.client_pod.inside.connect(plain).await).await;
     let malformed = || figures.inbound.counts.malformed.load(Ordering::Relaxed);
     until("it is counted", || malformed() == 1).await;
-    assert!(
-        world.client.kernel.steered.lock().unwrap().contains(&plain.ip()),
-        "the kernel knows no listener"
-    );
+    let known = (identity_of(CLIENT).0, plain.ip());
+    assert!(world.client.kernel.steered.lock().unwrap().contains(&known), "the kernel knows no listener");
     // Led to its own outbound side by a tunnel.
     for port in [15001, 15006, 15008] {
         let mut near = world.connect(Original::to(world.server_pod.at(false, port))).await.unwrap();

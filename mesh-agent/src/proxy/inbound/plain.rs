@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::{Inbound, RESERVED, answer, canonical, finish};
+use super::{Inbound, answer, canonical, finish};
 use crate::proxy::accept::{self, Room};
 use crate::proxy::drain::Drain;
 use crate::proxy::host::{Caller, Outcome, Wanted};
@@ -34,19 +34,16 @@ async fn connection(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr, room
     // An error: it has failed already.
     let Ok(dialled) = tcp.local_addr() else { return };
     let (peer, destination) = (canonical(peer), canonical(dialled));
-    if RESERVED.contains(&destination.port()) {
-        // Nobody was led here: a process of the pod itself has dialled the proxy.
-        count(&inbound.allowance.counts.malformed);
-        return;
-    }
     // From before the verdict.
     let mut changed = inbound.host.changed();
-    let Caller { source, guard } = inbound.host.caller(peer, destination);
+    let Some(Caller { source, guard }) = inbound.host.caller(peer, destination) else {
+        // A process of the pod itself has dialled the proxy; or so many came at a time that who this one is was forgotten.
+        count(&inbound.allowance.counts.malformed);
+        return;
+    };
     let wanted = Wanted { source, peer, client: None, destination };
     carry(&inbound, &tcp, &wanted, &mut changed).await;
-    // What is known of it goes before its socket, whose ports may then be another's.
-    drop(guard);
-    drop((tcp, room));
+    drop((tcp, guard, room));
 }
 
 async fn carry(inbound: &Inbound, tcp: &TcpStream, wanted: &Wanted, changed: &mut watch::Receiver<u64>) {

@@ -104,6 +104,10 @@ async fn is_alive([client, server]: &mut [TcpStream; 2]) -> bool {
 struct Judgement;
 
 impl Judge for Judgement {
+    fn is_carried(&self, _local: SocketAddr, _remote: SocketAddr) -> bool {
+        false
+    }
+
     fn caller(&self, _local: SocketAddr, _remote: SocketAddr) -> Option<Caller> {
         None
     }
@@ -123,6 +127,10 @@ impl Judge for Judgement {
 struct Departed;
 
 impl Judge for Departed {
+    fn is_carried(&self, _local: SocketAddr, _remote: SocketAddr) -> bool {
+        false
+    }
+
     fn caller(&self, _local: SocketAddr, _remote: SocketAddr) -> Option<Caller> {
         None
     }

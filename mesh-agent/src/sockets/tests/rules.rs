@@ -11,6 +11,10 @@ struct Strict {
 }
 
 impl Judge for Strict {
+    fn is_carried(&self, _local: SocketAddr, _remote: SocketAddr) -> bool {
+        false
+    }
+
     fn caller(&self, _local: SocketAddr, _remote: SocketAddr) -> Option<Caller> {
         self.caller
     }
