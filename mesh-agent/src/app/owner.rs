@@ -1,5 +1,6 @@
 //! The one owner of snapshot, policies, enrolment and datapath: everything that changes them passes through here, one at a time.
 
+mod awaited;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::time::Instant;
 use mesh_common::abi::Proxy;
 use tracing::{info, warn};
 
+use self::awaited::Awaited;
 use crate::admin::view::Source;
 use crate::config::NodeConfig;
 use crate::datapath::Datapath;
@@ -64,8 +66,8 @@ pub(super) struct Owner {
     enrolled_changed: bool,
     /// Connections that policy refused.
     pub(super) denials: Denials,
-    /// Policies that workloads name and that have not come, since when these, and whether that has been told.
-    awaited: (Vec<Arc<str>>, Instant, bool),
+    /// Policies that workloads name and that have not come.
+    awaited: Awaited,
     /// Services of which not all could be put in force before the control plane has said everything.
     held_back: BTreeSet<Arc<str>>,
     unsaved: bool,
@@ -114,7 +116,7 @@ impl Owner {
             heartbeat: None,
             enrolled_changed: true,
             denials: Denials::default(),
-            awaited: (Vec::new(), Instant::now(), false),
+            awaited: Awaited::default(),
             held_back: BTreeSet::new(),
             unsaved: false,
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mesh_common::abi::{Address, Peer, PlainKey, Proxy, Verdict, VerdictKey, identity_of};
 use tracing::{info, warn};
@@ -19,8 +19,6 @@ use aya::maps::MapError;
 
 /// Workloads whose addresses are tried again at a time.
 const RETRIES: usize = 1_000;
-/// How long a policy that is named may take to come: it mostly comes right after.
-const OVERDUE: Duration = Duration::from_secs(5);
 /// As many of them are named in the log.
 const NAMED: usize = 10;
 /// What policies are called where resources of several types are listed.
@@ -79,13 +77,7 @@ impl Owner {
 
     /// Says in the log which policies do not come: who names them refuses everybody.
     fn tell_awaited(&mut self, now: Instant) {
-        let mut names = self.policies.awaited();
-        names.sort_unstable();
-        let (told_of, since, told) = &mut self.awaited;
-        if *told_of != names {
-            (*told_of, *since, *told) = (names, now, false);
-        } else if !*told && !names.is_empty() && now.saturating_duration_since(*since) >= OVERDUE {
-            *told = true;
+        if let Some(names) = self.awaited.overdue(self.policies.awaited(), now) {
             let policies = names.iter().take(NAMED).map(|name| &**name).collect::<Vec<_>>().join(", ");
             let count = names.len();
             warn!(
