@@ -25,9 +25,9 @@ impl Saved {
     pub fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let path = state_dir.join("snapshot");
         let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        // Magic, format, and the node's name by its length.
-        let node = number(&bytes, 12)? as usize;
-        let mut at = 16 + node + 1;
+        // Magic, format, the last change, and the node's name by its length.
+        let node = number(&bytes, 20)? as usize;
+        let mut at = 24 + node + 1;
         let header = bytes.get(..at).context("it ends in its header")?.to_vec();
         let mut records = Vec::new();
         loop {

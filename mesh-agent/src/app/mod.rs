@@ -7,6 +7,7 @@ mod memory;
 mod owner;
 mod pods;
 mod proxies;
+mod record;
 mod saving;
 mod views;
 
@@ -22,10 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use self::owner::Owner;
 use self::proxies::Proxies;
+use self::record::Record;
 use crate::config::{Config, KernelLog, LogFormat, RunArgs, UninstallArgs};
 use crate::datapath::{Datapath, pins};
 use crate::identity::access::Access;
@@ -34,7 +36,7 @@ use crate::pods::mesh::Mesh;
 use crate::policy::Policies;
 use crate::snapshot::{Interner, disk};
 use crate::workloads::watch;
-use crate::xds::{self, XdsEvent};
+use crate::xds::{self, Applied, XdsEvent};
 use crate::{admin, preflight};
 
 /// How often what failed is tried again and freed numbers are given back.
@@ -117,11 +119,11 @@ async fn serve(config: Config) -> Result<()> {
     let mut owner = Owner::new(datapath, &config.node, identities, policies, mesh);
     owner.adopt_policies().context("reading the verdicts of policy")?;
     let mut interner = Interner::new(&config.node.name);
-    match disk::load(&config.state_dir, &mut interner) {
-        Ok(Some(saved)) => owner.restore(saved, Instant::now()),
-        Ok(None) => {}
-        Err(error) => error!(%error, "the saved snapshot cannot be used; waiting for the control plane"),
+    let (journal, saved) = saving::load(&config.state_dir, &mut interner);
+    if let Some(saved) = saved {
+        owner.restore(saved, Instant::now());
     }
+    let mut record = Record::start(journal).context("starting the threads of the journal")?;
     // Only now, so that programs never meet fewer services than were in force before.
     owner.datapath.attach()?;
 
@@ -188,7 +190,7 @@ async fn serve(config: Config) -> Result<()> {
                 Some(event) => owner.cgroup(event),
                 None => bail!("the watch of the cgroup tree ended; the kernel programs stay in force"),
             },
-            Some(event) = updates.recv() => hear(&mut owner, event),
+            Some(event) = updates.recv() => hear(&mut owner, &mut record, event).await,
             heard = proxies.next() => owner.heard(heard),
             Some(done) = tasks.join_next() => match done {
                 Ok(()) => bail!("a part of the agent ended; the kernel programs stay in force"),
@@ -196,8 +198,9 @@ async fn serve(config: Config) -> Result<()> {
             },
             Some(outcome) = saved.recv() => {
                 pace.finished(outcome.took, Instant::now());
-                if !outcome.ok {
-                    owner.not_saved();
+                match outcome.ok {
+                    true => record.covered(outcome.sequence),
+                    false => owner.not_saved(),
                 }
             }
             _ = tick.tick() => owner.tick(Instant::now()),
@@ -216,6 +219,7 @@ async fn serve(config: Config) -> Result<()> {
             }
             _ = save.tick(), if pace.is_due(Instant::now()) => if let Some(held) = owner.take_unsaved() {
                 pace.started();
+                let held = held.with_sequence(record.sequence());
                 let (folder, node, done) = (config.state_dir.clone(), config.node.name.clone(), saved_events.clone());
                 tokio::task::spawn_blocking(move || {
                     let outcome = saving::save(&folder, &node, held);
@@ -224,7 +228,7 @@ async fn serve(config: Config) -> Result<()> {
                 });
             },
             // Last, so that whoever asks without end starves nobody.
-            Some(question) = questions.recv() => views::answer(&mut owner, &view, question),
+            Some(question) = questions.recv() => views::answer(&mut owner, &record, &view, question),
         }
     }
     proxies.stop(config.proxy.drain_timeout).await;
@@ -232,21 +236,29 @@ async fn serve(config: Config) -> Result<()> {
         owner.not_saved();
     }
     if let Some(held) = owner.take_unsaved() {
+        let held = held.with_sequence(record.sequence());
         disk::save(&config.state_dir, &config.node.name, &held).context("saving the snapshot")?;
     }
     info!("stopped; the kernel programs stay in force (`mesh-agent uninstall` removes them)");
     Ok(())
 }
 
-fn hear(owner: &mut Owner, event: XdsEvent) {
+/// Written first, then in force: see [`record`].
+async fn hear(owner: &mut Owner, record: &mut Record, event: XdsEvent) {
     match event {
         XdsEvent::Versions { reply } => {
-            // The client may have gone meanwhile; it asks again.
-            let _gone = reply.send(owner.versions());
+            let (versions, safe) = (owner.versions(), record.all());
+            tokio::spawn(async move {
+                // What is said to be held is as good as acknowledged.
+                drop(safe.await);
+                // The client may have gone meanwhile; it asks again.
+                let _gone = reply.send(versions);
+            });
         }
         XdsEvent::Connected => owner.connection = Ok(()),
         XdsEvent::Disconnected { reason } => owner.disconnected(reason),
         XdsEvent::Delta { delta, rejected, synced, applied } => {
+            let saved = record.write(owner.news(&delta)).await;
             let before = owner.source;
             let refused = owner.apply(delta, &rejected, synced, Instant::now());
             if owner.source != before {
@@ -258,11 +270,12 @@ fn hear(owner: &mut Owner, event: XdsEvent) {
                     }
                 }));
             }
-            let _gone = applied.send(refused);
+            let _gone = applied.send(Applied { refused, saved });
         }
         XdsEvent::Policies { update, synced, applied } => {
+            let saved = record.write(owner.policy_news(&update, synced)).await;
             owner.apply_policies(update, synced);
-            let _gone = applied.send(Vec::new());
+            let _gone = applied.send(Applied { refused: Vec::new(), saved });
         }
     }
 }

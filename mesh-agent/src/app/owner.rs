@@ -19,7 +19,7 @@ use crate::datapath::passages::Heartbeat;
 use crate::identity::Announced;
 use crate::pods::mesh::Mesh;
 use crate::policy::{Denials, Policies};
-use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload};
+use crate::snapshot::{Changed, Delta, Held, Locality, Rejected, Snapshot, Workload, journal};
 use crate::workloads::{CgroupEvent, Change, Enrollment};
 
 /// See the module.
@@ -147,6 +147,18 @@ impl Owner {
     /// Whether the control plane has told everything once, and every workload of this node that is to have a proxy has a cgroup.
     pub(super) fn is_complete(&self) -> bool {
         self.source == Source::ControlPlane && super::pods::is_whole(&self.enrollment, &self.snapshot)
+    }
+
+    /// What a change changes, for the journal; `None`: nothing that is to be written.
+    pub(super) fn news(&self, delta: &Delta) -> Option<Vec<u8>> {
+        self.has_begun().then_some(())?;
+        self.snapshot.news(delta).map(|news| journal::of_addresses(&news))
+    }
+
+    /// Whether there is a whole snapshot for what is in the journal to go on from. Before, the next process has what the kernel holds, and
+    /// its proxies let nobody in.
+    fn has_begun(&self) -> bool {
+        self.source != Source::None
     }
 
     /// Puts a change in force; the resources that could not be.

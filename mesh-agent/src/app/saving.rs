@@ -1,11 +1,12 @@
 //! When and how the snapshot is saved: soon after a change in a small mesh, rarely enough not to be felt in a large one.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use tracing::error;
+use tracing::{error, info, warn};
 
-use crate::snapshot::{Held, disk};
+use crate::snapshot::journal::Journal;
+use crate::snapshot::{Held, Interner, disk};
 
 /// Of the time, saving takes one part in so many and one.
 const REST: u32 = 20;
@@ -16,7 +17,35 @@ const LONGEST: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Saved {
     pub(super) ok: bool,
+    /// The last change that is in it.
+    pub(super) sequence: u64,
     pub(super) took: Duration,
+}
+
+/// What was saved, with what has changed since, and the journal to go on with.
+pub(super) fn load(folder: &Path, interner: &mut Interner) -> (Journal, Option<Held>) {
+    let loaded = disk::load(folder, interner).and_then(|saved| {
+        let Some(mut saved) = saved else { return Ok(None) };
+        let found = Journal::resume(folder, &mut saved, interner)?;
+        Ok(Some((found, saved)))
+    });
+    match loaded {
+        Ok(Some((found, saved))) => {
+            if found.lost > 0 {
+                warn!(
+                    bytes = found.lost,
+                    "the end of the journal is not whole, or what it followed is missing"
+                );
+            }
+            if found.changes > 0 {
+                info!(changes = found.changes, "changes since the snapshot was saved are in the journal");
+            }
+            return (found.journal, Some(saved));
+        }
+        Ok(None) => {}
+        Err(error) => error!(%error, "the saved snapshot cannot be used; waiting for the control plane"),
+    }
+    (Journal::begin(folder, SystemTime::now()), None)
 }
 
 /// Saves in the calling thread, which may block.
@@ -26,7 +55,7 @@ pub(super) fn save(folder: &Path, node: &str, held: Held) -> Saved {
     if let Err(error) = &result {
         error!(%error, folder = %folder.display(), "the snapshot could not be saved");
     }
-    Saved { ok: result.is_ok(), took: began.elapsed() }
+    Saved { ok: result.is_ok(), sequence: held.sequence(), took: began.elapsed() }
 }
 
 /// When the next save may begin. Pure.

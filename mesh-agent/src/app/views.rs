@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::denials::Untold;
 use super::owner::Owner;
+use super::record::Record;
 use super::{certificates, figures};
 use crate::admin::{AdminRequest, view};
 use crate::config::Config;
@@ -40,7 +41,7 @@ pub(super) struct Context {
 }
 
 /// Answers a question. Whoever asked may have gone meanwhile.
-pub(super) fn answer(owner: &mut Owner, context: &Context, question: AdminRequest) {
+pub(super) fn answer(owner: &mut Owner, record: &Record, context: &Context, question: AdminRequest) {
     match question {
         AdminRequest::Status(reply) => drop(reply.send(status(owner, context))),
         AdminRequest::Services(reply) => drop(reply.send(services(owner))),
@@ -48,7 +49,7 @@ pub(super) fn answer(owner: &mut Owner, context: &Context, question: AdminReques
         AdminRequest::Denials(reply) => drop(reply.send(owner.denials.view())),
         AdminRequest::Stats(reply) => drop(reply.send(stats(owner))),
         AdminRequest::Certificates(reply) => drop(reply.send(certificates::list(&owner.identities.report()))),
-        AdminRequest::Metrics(reply) => drop(reply.send(metrics(owner, context))),
+        AdminRequest::Metrics(reply) => drop(reply.send(metrics(owner, record, context))),
         AdminRequest::Ready(reply) => drop(reply.send(owner.ready())),
     }
 }
@@ -293,7 +294,7 @@ fn reasons(owner: &Owner) -> Vec<(String, u64)> {
     }
 }
 
-fn metrics(owner: &mut Owner, context: &Context) -> View {
+fn metrics(owner: &mut Owner, record: &Record, context: &Context) -> View {
     let counted = self::named(owner);
     let owner = &*owner;
     let peer = |uid: Option<&str>| match uid.and_then(|uid| owner.snapshot.workload(uid)) {
@@ -360,6 +361,7 @@ fn metrics(owner: &mut Owner, context: &Context) -> View {
         cgroup_polls: context.watch.polls(),
         cgroup_watch_limited: context.watch.limited(),
         snapshot_save_failures: owner.save_failures,
+        unsaved_changes: record.unsafely(),
         refused_credentials: context.servers.iter().map(|server| server.refusals()).sum(),
         certificates: certificates::figures(&owner.identities.report()),
         policy: figures::of_policy(owner, &context.swept, &context.untold),

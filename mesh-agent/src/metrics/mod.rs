@@ -163,6 +163,11 @@ fn agent(families: &mut Families, view: &View) {
             view.snapshot_save_failures,
         ),
         (
+            "mesh_agent_unsaved_changes_total",
+            "Changes that were acknowledged to the control plane although the disk did not take them.",
+            view.unsaved_changes,
+        ),
+        (
             "mesh_agent_refused_credentials_total",
             "Times that the control plane did not take this node's token or certificate.",
             view.refused_credentials,

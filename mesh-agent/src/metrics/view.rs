@@ -37,6 +37,8 @@ pub struct View {
     pub cgroup_watch_limited: bool,
     /// Times that the snapshot could not be saved.
     pub snapshot_save_failures: u64,
+    /// Changes that were acknowledged and are not on disk.
+    pub unsaved_changes: u64,
     /// Times that the control plane did not take a token or the node's certificate.
     pub refused_credentials: u64,
     /// Certificates.

@@ -129,6 +129,30 @@ impl Policies {
         &self.shared
     }
 
+    /// What a change would change by content, for whoever keeps a record of it; `None`: nothing that counts before all have been named.
+    /// With that they are all in it, as they will be.
+    pub fn news(&self, update: &PolicyUpdate, complete: bool) -> Option<PolicyUpdate> {
+        let catalog = self.shared.read();
+        if !catalog.is_complete() {
+            let held = catalog.entries().map(|entry| Arc::clone(&entry.authorization));
+            let updated = held.chain(update.updated.iter().map(Arc::clone)).collect();
+            return complete.then(|| PolicyUpdate { updated, removed: update.removed.clone() });
+        }
+        let known = |new: &Authorization| {
+            catalog.get(&new.name).is_some_and(|known| match new.understood() {
+                Some(_) => known.authorization.content == new.content,
+                None => *known.authorization == *new,
+            })
+        };
+        let new: BTreeSet<&str> =
+            update.updated.iter().filter(|one| !known(one)).map(|one| &*one.name).collect();
+        // All of a name that comes twice, since the last one counts.
+        let updated: Vec<_> =
+            update.updated.iter().filter(|one| new.contains(&*one.name)).map(Arc::clone).collect();
+        let nothing = updated.is_empty() && !update.removed.iter().any(|name| catalog.get(name).is_some());
+        (!nothing).then(|| PolicyUpdate { updated, removed: update.removed.clone() })
+    }
+
     /// Takes in what was saved. The workloads of the snapshot are told of afterwards, as any others.
     pub fn restore(&mut self, saved: Vec<Arc<Authorization>>, snapshot: &Snapshot) -> PolicyPlan {
         self.apply(PolicyUpdate { updated: saved, removed: Vec::new() }, true, snapshot)

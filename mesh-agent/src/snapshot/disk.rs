@@ -1,9 +1,10 @@
 //! The last good snapshot on disk, for a start without the control plane.
 //!
-//! A file is a header (magic, format, node, whether policies are known), one record for each resource (length, then the encoded
+//! A file is a header (magic, format, the last change that is in it, node, whether policies are known), one record for each resource (length, then the encoded
 //! `envoy.service.discovery.v3.Resource` with its version), and a trailer (an impossible length, the number of
 //! records, CRC-32 of all before). It is written beside its destination, synced and renamed; it is read whole or not at all.
-//! Resources are encoded again from the model when saving, so that the agent's memory holds no second copy.
+//! Resources are encoded again from the model when saving, so that the agent's memory holds no second copy. What has changed since lies
+//! beside it ([`super::journal`]).
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -15,14 +16,16 @@ use mesh_common::api::envoy::service::discovery::v3 as xds;
 use prost::Message;
 
 use super::authorization::Authorization;
+use super::crc::Crc;
 use super::decode::decode_one;
 use super::encode::encode;
 use super::intern::Interner;
+use super::journal;
 use super::state::Held;
 
 const MAGIC: &[u8; 8] = b"MESHSNAP";
 /// To be raised whenever `decode` keeps more than it did: a file without the new fields must not pass for current.
-const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 const FILE: &str = "snapshot";
 const END: u32 = u32::MAX;
 /// A resource is small; a longer record is damage, not data, and is not worth allocating for.
@@ -108,19 +111,22 @@ pub fn load(state_dir: &Path, interner: &mut Interner) -> Result<Option<Held>, L
     })
 }
 
-/// Removes the saved snapshot; `false` when there was none.
+/// Removes the saved snapshot, and what has changed since; `false` when there was none.
 pub fn remove(state_dir: &Path) -> io::Result<bool> {
-    match fs::remove_file(path(state_dir)) {
+    let remove = |path| match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    }
+    };
+    let changes = remove(journal::path(state_dir))?;
+    Ok(remove(path(state_dir))? || changes)
 }
 
 fn write(out: &mut Summed<impl Write>, node: &str, held: &Held) -> io::Result<()> {
     let too_long = |_error| io::Error::other("a record is too long");
     out.write_all(MAGIC)?;
     out.write_all(&FORMAT.to_le_bytes())?;
+    out.write_all(&held.sequence.to_le_bytes())?;
     out.write_all(&u32::try_from(node.len()).map_err(too_long)?.to_le_bytes())?;
     out.write_all(node.as_bytes())?;
     out.write_all(&[u8::from(held.policies.is_some())])?;
@@ -161,6 +167,7 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, 
     if format != FORMAT {
         return Err(Bad::Format(format));
     }
+    let sequence = u64::from_le_bytes(array(input)?);
     let mut buffer = Vec::new();
     let length = u32::from_le_bytes(array(input)?);
     record(input, length, &mut buffer)?;
@@ -206,7 +213,7 @@ fn read(input: &mut Summed<impl Read>, interner: &mut Interner) -> Result<Held, 
     if node != interner.node() {
         return Err(Bad::Node(node));
     }
-    Ok(Held { resources: all, policies })
+    Ok(Held { resources: all, policies, sequence })
 }
 
 /// By its type; what has none was a policy as well, since all others are encoded from what was understood.
@@ -255,42 +262,6 @@ impl<R: Read> Read for Summed<R> {
         self.crc.update(&buffer[..read]);
         self.length += read as u64;
         Ok(read)
-    }
-}
-
-/// CRC-32 as in IEEE 802.3.
-struct Crc(u32);
-
-impl Crc {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut at = 0;
-        while at < 256 {
-            let mut value = at as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                value = if value & 1 == 1 { 0xedb8_8320 ^ (value >> 1) } else { value >> 1 };
-                bit += 1;
-            }
-            table[at] = value;
-            at += 1;
-        }
-        table
-    };
-
-    fn new() -> Self {
-        Self(u32::MAX)
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            let low = (self.0 as u8) ^ byte;
-            self.0 = Self::TABLE[usize::from(low)] ^ (self.0 >> 8);
-        }
-    }
-
-    fn value(&self) -> u32 {
-        !self.0
     }
 }
 

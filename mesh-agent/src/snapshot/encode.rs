@@ -15,15 +15,15 @@ use super::model::{Algorithm, Membership, Mode, Protocol, Resource, Scope, Servi
 
 /// The message that decodes to `resource`.
 pub(super) fn encode(resource: &Resource, version: &Version) -> xds::Resource {
-    let (name, address) = match resource {
-        Resource::Service(of) => (of.key.to_string(), wire::address::Type::Service(service(of))),
-        Resource::Workload(of) => (of.uid(), wire::address::Type::Workload(workload(of))),
+    let address = match resource {
+        Resource::Service(of) => wire::address::Type::Service(service(of)),
+        Resource::Workload(of) => wire::address::Type::Workload(workload(of)),
     };
     let address = wire::Address { r#type: Some(address) };
     xds::Resource {
         version: version.to_string(),
         resource: Some(any(ADDRESS_TYPE, &address)),
-        name,
+        name: resource.name(),
         aliases: Vec::new(),
     }
 }

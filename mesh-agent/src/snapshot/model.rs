@@ -278,6 +278,16 @@ pub enum Resource {
     Workload(Arc<Workload>),
 }
 
+impl Resource {
+    /// A service's key or a workload's uid.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Service(service) => service.key.to_string(),
+            Self::Workload(workload) => workload.uid(),
+        }
+    }
+}
+
 /// Version of a resource. Content hashes in hexadecimal, the usual case, need no memory of their own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Version(Repr);

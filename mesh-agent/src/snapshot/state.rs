@@ -1,6 +1,6 @@
 //! Everything known, and who belongs to whom.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::authorization::Authorization;
@@ -37,12 +37,24 @@ impl Changed {
 pub struct Held {
     pub(super) resources: Vec<(Resource, Version)>,
     pub(super) policies: Option<Vec<Arc<Authorization>>>,
+    /// The last change that is in it, by its number in the journal.
+    pub(super) sequence: u64,
 }
 
 impl Held {
     /// With the policies, which lie elsewhere. `None`: they are not known.
     pub fn with_policies(self, policies: Option<Vec<Arc<Authorization>>>) -> Self {
         Self { policies, ..self }
+    }
+
+    /// With the number of the last change that is in it.
+    pub fn with_sequence(self, sequence: u64) -> Self {
+        Self { sequence, ..self }
+    }
+
+    /// The number of the last change that is in it.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// Takes the policies out; `None`: they were not known.
@@ -68,6 +80,23 @@ impl Snapshot {
         }
         self.fit_members(&changed);
         changed
+    }
+
+    /// What a change would change by content; `None`: nothing.
+    pub fn news(&self, delta: &Delta) -> Option<Delta> {
+        let known = |resource: &Resource| match resource {
+            Resource::Service(service) => self.service(&service.key) == Some(service),
+            Resource::Workload(workload) => self.holds(workload),
+        };
+        let held = |name: &String| self.service(name).is_some() || self.workload(name).is_some();
+        let new: HashSet<&str> =
+            delta.updated.iter().filter(|one| !known(&one.resource)).map(|one| &*one.name).collect();
+        // All of a name that comes twice, since the last one counts.
+        let updated: Vec<_> =
+            delta.updated.iter().filter(|update| new.contains(&*update.name)).cloned().collect();
+        let nothing = updated.is_empty() && !delta.removed.iter().any(held);
+        // What is updated and removed at once is removed, so all these count.
+        (!nothing).then(|| Delta { updated, removed: delta.removed.clone() })
     }
 
     /// Takes in what was held before.
@@ -140,7 +169,7 @@ impl Snapshot {
             self.services.iter().map(|e| (Resource::Service(Arc::clone(&e.record)), e.version.clone()));
         let workloads =
             self.workloads.iter().map(|e| (Resource::Workload(Arc::clone(&e.record)), e.version.clone()));
-        Held { resources: services.chain(workloads).collect(), policies: None }
+        Held { resources: services.chain(workloads).collect(), policies: None, sequence: 0 }
     }
 
     fn put(&mut self, resource: Resource, version: Version, changed: &mut Changed) {

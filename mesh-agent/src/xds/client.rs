@@ -1,21 +1,22 @@
 //! Owns the connection to the control plane.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Streaming};
 use tracing::{debug, info, warn};
 
-use super::XdsEvent;
 use super::backoff;
 use super::session::{Change, Kind, Session, Step, Update};
+use super::{Applied, XdsEvent};
 use crate::config::NodeConfig;
 use crate::identity::access::{Access, AccessError, Choice, Link, chain, describe};
 use crate::snapshot::{Interner, Rejected};
@@ -159,7 +160,7 @@ async fn open(
 /// A change on its way to being in force.
 struct Pending {
     kind: Kind,
-    applied: oneshot::Receiver<Vec<Rejected>>,
+    applied: oneshot::Receiver<Applied>,
     /// What it updates and removes.
     names: Vec<String>,
     rejected: Vec<Rejected>,
@@ -167,10 +168,32 @@ struct Pending {
     nonce: String,
 }
 
+/// An answer to a change that is in force, which waits for that to be saved.
+struct Answer {
+    request: DeltaDiscoveryRequest,
+    saved: Option<oneshot::Receiver<()>>,
+}
+
+impl Answer {
+    fn is_due(&mut self) -> bool {
+        let waits = |saved: &mut oneshot::Receiver<()>| saved.try_recv() == Err(TryRecvError::Empty);
+        !self.saved.as_mut().is_some_and(waits)
+    }
+
+    /// Until it is due.
+    async fn due(&mut self) {
+        if let Some(saved) = &mut self.saved {
+            let _dropped = saved.await;
+            self.saved = None;
+        }
+    }
+}
+
 /// What happens next on a stream.
 enum Next {
     Received(Result<Option<DeltaDiscoveryResponse>, tonic::Status>),
-    Applied(Vec<Rejected>),
+    Applied(Applied),
+    Saved,
     Silence(Kind),
 }
 
@@ -192,6 +215,8 @@ async fn converse(
     tokio::pin!(outdated);
     let mut progress: BTreeMap<Kind, Progress> = BTreeMap::new();
     let mut pending: Option<Pending> = None;
+    // In order, as responses are to be answered. The next change is put in force meanwhile.
+    let mut answers: VecDeque<Answer> = VecDeque::new();
     loop {
         let quiet = progress.iter().filter_map(|(kind, of)| of.quiet.map(|until| (until, *kind))).min();
         let silence = async {
@@ -203,36 +228,44 @@ async fn converse(
                 None => std::future::pending().await,
             }
         };
-        let settled = pending.is_none();
+        let settled = pending.is_none() && answers.is_empty();
         let applied = async {
             match &mut pending {
                 Some(pending) => (&mut pending.applied).await,
                 None => std::future::pending().await,
             }
         };
+        let saved = async {
+            match answers.front_mut() {
+                Some(answer) => answer.due().await,
+                None => std::future::pending().await,
+            }
+        };
         let next = tokio::select! {
             received = responses.message() => Next::Received(received),
             applied = applied => Next::Applied(applied.map_err(|_dropped| OwnerGone)?),
+            () = saved => Next::Saved,
             kind = silence => Next::Silence(kind),
             // Not before what was refused is known, since the next stream may not claim it.
             () = &mut outdated, if settled => return Ok(End::Outdated),
             () = events.closed() => return Err(OwnerGone),
         };
         // A response is read while the one before it is put in force, and answered after it.
-        let (step, refused) = match next {
+        let (step, done) = match next {
             Next::Received(received) => {
                 let step = match received {
                     Ok(Some(response)) => session.response(response),
                     Ok(None) => Step::Leave { reason: "the control plane ended the stream".to_owned() },
                     Err(status) => Step::Leave { reason: describe(&status) },
                 };
-                let refused = match &mut pending {
-                    Some(pending) => (&mut pending.applied).await.map_err(|_dropped| OwnerGone)?,
-                    None => Vec::new(),
+                let done = match &mut pending {
+                    Some(pending) => Some((&mut pending.applied).await.map_err(|_dropped| OwnerGone)?),
+                    None => None,
                 };
-                (Some(step), refused)
+                (Some(step), done)
             }
-            Next::Applied(refused) => (None, refused),
+            Next::Applied(done) => (None, Some(done)),
+            Next::Saved => (None, None),
             Next::Silence(kind) => {
                 progress.insert(kind, Progress { synced: true, quiet: None });
                 let applied = apply(events, Update::empty(kind), true).await?;
@@ -240,12 +273,16 @@ async fn converse(
                 continue;
             }
         };
-        if let Some(pending) = pending.take() {
+        if let Some(Applied { refused, saved }) = done
+            && let Some(pending) = pending.take()
+        {
             // From when the change is in force: the time that it took is not the control plane's silence.
             let of = progress.entry(pending.kind).or_default();
             of.quiet = if of.synced { None } else { Instant::now().checked_add(pending.patience) };
-            let answer = settle(session, pending, refused);
-            if requests.send(answer).await.is_err() {
+            answers.push_back(Answer { request: settle(session, pending, refused), saved });
+        }
+        while let Some(answer) = answers.pop_front_if(Answer::is_due) {
+            if requests.send(answer.request).await.is_err() {
                 return Ok(End::lost("the control plane stopped reading"));
             }
         }
@@ -280,12 +317,12 @@ fn settle(session: &mut Session, pending: Pending, refused: Vec<Rejected>) -> De
     session.answer(pending.kind, pending.nonce, &rejected)
 }
 
-/// Hands a change to the owner, who says when it is in force and what was refused.
+/// Hands a change to the owner, who says when it is in force, what was refused, and when it is saved.
 async fn apply(
     events: &mpsc::Sender<XdsEvent>,
     update: Update,
     synced: bool,
-) -> Result<oneshot::Receiver<Vec<Rejected>>, OwnerGone> {
+) -> Result<oneshot::Receiver<Applied>, OwnerGone> {
     let (applied, done) = oneshot::channel();
     let event = match update {
         Update::Addresses(delta, rejected) => XdsEvent::Delta { delta, rejected, synced, applied },

@@ -25,6 +25,15 @@ pub struct Versions {
     pub policies: HashMap<String, String>,
 }
 
+/// What became of a change that is in force.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The resources that could not be taken.
+    pub refused: Vec<Rejected>,
+    /// Told when the response may be acknowledged, which holds up no other; `None`: now. Dropping it says so, too.
+    pub saved: Option<oneshot::Receiver<()>>,
+}
+
 /// What the client tells the owner of the snapshot.
 #[derive(Debug)]
 pub enum XdsEvent {
@@ -49,9 +58,8 @@ pub enum XdsEvent {
         /// The control plane has now said all that it knows. This usually comes with a change that is empty, when it has
         /// been silent for a while; it stays true for the rest of the stream.
         synced: bool,
-        /// To be answered when the change is in force, with the resources that could not be taken. The response is
-        /// acknowledged then. Dropping it ends the client.
-        applied: oneshot::Sender<Vec<Rejected>>,
+        /// To be answered when the change is in force. Dropping it ends the client.
+        applied: oneshot::Sender<Applied>,
     },
     /// The control plane said something of policies. Those that are not understood are in it, too: nobody may drop them.
     Policies {
@@ -60,6 +68,6 @@ pub enum XdsEvent {
         /// The control plane has now named all policies; as in [`XdsEvent::Delta`].
         synced: bool,
         /// As in [`XdsEvent::Delta`].
-        applied: oneshot::Sender<Vec<Rejected>>,
+        applied: oneshot::Sender<Applied>,
     },
 }

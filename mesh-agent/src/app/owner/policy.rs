@@ -13,7 +13,7 @@ use crate::datapath::Datapath;
 use crate::datapath::desired::map_address;
 use crate::datapath::passages::Heartbeat;
 use crate::policy::{Bearing, PolicyPlan, VerdictMaps};
-use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload};
+use crate::snapshot::{Authorization, Changed, PolicyUpdate, Workload, journal};
 use crate::xds::Versions;
 use aya::maps::MapError;
 
@@ -28,6 +28,13 @@ impl Owner {
     /// What is held, as a stream begins with it.
     pub(in crate::app) fn versions(&self) -> Versions {
         Versions { addresses: self.snapshot.versions(), policies: self.policies.versions() }
+    }
+
+    /// What a change of policies changes, for the journal; `None`: nothing that is to be written.
+    pub(in crate::app) fn policy_news(&self, update: &PolicyUpdate, complete: bool) -> Option<Vec<u8>> {
+        self.has_begun().then_some(())?;
+        let turned = complete && !self.policies.are_complete();
+        Some(journal::of_policies(&self.policies.news(update, complete)?, turned))
     }
 
     /// Puts a change of policies in force. It always can be: what is not understood refuses.

@@ -189,6 +189,29 @@ fn what_is_sent_again_changes_nothing() {
 }
 
 #[test]
+fn news_is_what_differs_and_all_of_it_when_all_have_been_named() {
+    let [one, two] = [2, 3].map(|port| deny_port("shop/ns", Scope::Namespace, port));
+    let other = deny_port("shop/db-only", Scope::Namespace, 3);
+    let first = updated(std::slice::from_ref(&one));
+    let last = updated(std::slice::from_ref(&other));
+    let names = |news: Option<PolicyUpdate>| -> Vec<String> {
+        let news = news.unwrap();
+        let updated = news.updated.iter().map(|one| one.name.to_string());
+        updated.chain(news.removed.iter().map(|name| format!("-{name}"))).collect()
+    };
+    let mut world = world();
+    assert_eq!(world.policies.news(&first, false), None, "refused until all have come");
+    world.apply(first, false);
+    assert_eq!(names(world.policies.news(&last, true)), ["shop/ns", "shop/db-only"]);
+    world.apply(last, true);
+    assert_eq!(world.policies.news(&updated(&[one.clone(), other.clone()]), true), None);
+    assert_eq!(world.policies.news(&removed(&["shop/none"]), true), None);
+    assert_eq!(names(world.policies.news(&updated(&[two.clone(), other]), true)), ["shop/ns"]);
+    assert_eq!(names(world.policies.news(&updated(&[two, one]), true)), ["shop/ns", "shop/ns"]);
+    assert_eq!(names(world.policies.news(&removed(&["shop/ns"]), true)), ["-shop/ns"]);
+}
+
+#[test]
 fn a_change_concerns_only_whom_it_is_for() {
     let mut world = complete(&[deny_port("shop/db-only", Scope::WorkloadSelector, 3)]);
     let till = world.kernel.set("bank/till");

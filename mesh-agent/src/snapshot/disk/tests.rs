@@ -138,10 +138,3 @@ fn removing_says_whether_there_was_one() {
     assert!(remove(directory.path()).unwrap());
     assert!(!remove(directory.path()).unwrap());
 }
-
-#[test]
-fn the_checksum_is_the_usual_one() {
-    let mut crc = Crc::new();
-    crc.update(b"123456789");
-    assert_eq!(crc.value(), 0xcbf4_3926);
-}

@@ -161,3 +161,18 @@ fn a_hundred_thousand_workloads_are_small() {
     let total = each + table + shared;
     assert!(total * 4 < 19_000_000, "{total} bytes, {} each", total / workloads);
 }
+
+#[test]
+fn news_is_what_differs() {
+    let snapshot = shop();
+    let same = of_workload(workload(ONE, "10.0.0.1", "n", &[WEB, API]), "2");
+    let moved = of_workload(workload(ONE, "10.0.0.9", "n", &[WEB, API]), "3");
+    let web = of_service(service(WEB, &["10.96.0.1"], &[(80, 80)]), "2");
+    assert_eq!(snapshot.news(&update(&[web.clone(), same.clone()])), None, "another version alone is none");
+    assert_eq!(snapshot.news(&removal(&["shop/none"])), None);
+    assert_eq!(snapshot.news(&removal(&[TWO])), Some(removal(&[TWO])));
+    let alone = update(std::slice::from_ref(&moved));
+    assert_eq!(snapshot.news(&update(&[web, moved.clone()])), Some(alone));
+    let twice = update(&[moved, same]);
+    assert_eq!(snapshot.news(&twice), Some(twice), "the last of a name counts");
+}

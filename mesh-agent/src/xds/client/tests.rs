@@ -173,7 +173,7 @@ impl World {
         let XdsEvent::Delta { delta, rejected, synced, applied } = event else { panic!("{event:?}") };
         self.snapshot.apply(delta);
         let refusal = |name: &&str| Rejected { name: (*name).to_owned(), reason: "no room".to_owned() };
-        applied.send(refused.iter().map(refusal).collect()).unwrap();
+        applied.send(Applied { refused: refused.iter().map(refusal).collect(), saved: None }).unwrap();
         (rejected, synced)
     }
 
@@ -244,9 +244,51 @@ async fn a_change_is_acknowledged_when_it_is_in_force() {
     let early = tokio::time::timeout(Duration::from_millis(100), talk.requests.message()).await;
     assert!(early.is_err(), "acknowledged before it was applied");
     world.snapshot.apply(delta);
-    applied.send(Vec::new()).unwrap();
+    applied.send(Applied::default()).unwrap();
     let ack = talk.request().await;
     assert_eq!((&*ack.response_nonce, ack.error_detail), ("n1", None));
+}
+
+#[tokio::test]
+async fn an_acknowledgement_waits_for_the_disk_and_nothing_else_does() {
+    let mut world = World::new().await;
+    let (mut talk, _) = world.stream().await;
+    let mut on_disk = Vec::new();
+    for nonce in ["n1", "n2", "n3"] {
+        talk.send(response(nonce, vec![web(nonce)])).await;
+        // Put in force, although what came before is not acknowledged yet.
+        let XdsEvent::Delta { applied, .. } = world.event().await else { panic!("no delta") };
+        let (safe, saved) = oneshot::channel();
+        on_disk.push(safe);
+        applied.send(Applied { refused: Vec::new(), saved: Some(saved) }).unwrap();
+    }
+    let last = on_disk.pop().unwrap();
+    last.send(()).unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(100), talk.requests.message()).await;
+    assert!(early.is_err(), "acknowledged before it was saved, or out of order");
+    for (safe, nonce) in on_disk.into_iter().zip(["n1", "n2"]) {
+        safe.send(()).unwrap();
+        assert_eq!(talk.request().await.response_nonce, nonce);
+    }
+    assert_eq!(talk.request().await.response_nonce, "n3");
+}
+
+#[tokio::test]
+async fn a_change_that_is_not_in_force_is_not_acknowledged_with_one_that_is_saved() {
+    let mut world = World::new().await;
+    let (mut talk, _) = world.stream().await;
+    let (safe, saved) = oneshot::channel();
+    talk.send(response("n1", vec![web("1")])).await;
+    let XdsEvent::Delta { applied, .. } = world.event().await else { panic!("no delta") };
+    applied.send(Applied { refused: Vec::new(), saved: Some(saved) }).unwrap();
+    talk.send(response("n2", vec![web("2")])).await;
+    let XdsEvent::Delta { applied, .. } = world.event().await else { panic!("no delta") };
+    safe.send(()).unwrap();
+    assert_eq!(talk.request().await.response_nonce, "n1");
+    let early = tokio::time::timeout(Duration::from_millis(100), talk.requests.message()).await;
+    assert!(early.is_err(), "acknowledged before it was applied");
+    applied.send(Applied::default()).unwrap();
+    assert_eq!(talk.request().await.response_nonce, "n2");
 }
 
 #[tokio::test]

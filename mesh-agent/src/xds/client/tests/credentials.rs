@@ -54,7 +54,7 @@ impl World {
             match self.event().await {
                 XdsEvent::Connected => return self.begun().await,
                 // Silence is the end of the first answer.
-                XdsEvent::Delta { applied, .. } => applied.send(Vec::new()).unwrap(),
+                XdsEvent::Delta { applied, .. } => applied.send(Applied::default()).unwrap(),
                 event @ (XdsEvent::Versions { .. }
                 | XdsEvent::Disconnected { .. }
                 | XdsEvent::Policies { .. }) => panic!("{event:?}"),
@@ -86,7 +86,8 @@ async fn a_stream_gives_way_to_one_by_a_newer_certificate() {
     let early = tokio::time::timeout(LOOK * 2, world.events.recv()).await;
     assert!(early.is_err(), "{early:?}");
     world.snapshot.apply(delta);
-    applied.send(vec![Rejected { name: "shop/full".to_owned(), reason: "no room".to_owned() }]).unwrap();
+    let refused = vec![Rejected { name: "shop/full".to_owned(), reason: "no room".to_owned() }];
+    applied.send(Applied { refused, saved: None }).unwrap();
     let (third, request) = world.exchanged().await;
     assert!(third.by_certificate);
     let wanted = [(WEB.to_owned(), "v1".to_owned()), ("shop/full".to_owned(), String::new())].into();

@@ -51,12 +51,12 @@ impl Mesh {
                     let changed = self.agent.snapshot.apply(delta);
                     let plan = self.agent.policies.workloads(&changed, &self.agent.snapshot);
                     self.agent.enforce(&plan);
-                    applied.send(Vec::new()).unwrap();
+                    applied.send(Applied::default()).unwrap();
                     return Did::Addresses;
                 }
                 XdsEvent::Policies { update, synced, applied } => {
                     self.agent.apply(update, synced);
-                    applied.send(Vec::new()).unwrap();
+                    applied.send(Applied::default()).unwrap();
                     return Did::Policies;
                 }
             }
