@@ -17,7 +17,7 @@ pub(crate) use token::{TokenKeys, TokenRules};
 pub(crate) use token::{claimed, judge as judge_token};
 
 use crate::{
-    ca::Trust,
+    ca::{NotTrusted, Trust},
     identity::{Identity, is_name},
 };
 
@@ -54,6 +54,8 @@ pub(crate) enum Refusal {
     Anonymous,
     #[error("certificate: {0}")]
     Certificate(String),
+    #[error("certificate: the list that would say whether it is revoked has lapsed")]
+    Lapsed,
     #[error("token: neither a known join token nor a JWT that is accepted: {0}")]
     Token(#[from] token::BadToken),
     #[error("token is of node {bound}, not of {claimed}")]
@@ -68,6 +70,7 @@ impl Refusal {
         match self {
             Self::Anonymous => "anonymous",
             Self::Certificate(_) => "certificate",
+            Self::Lapsed => "revocation_list",
             Self::Token(bad) => bad.reason(),
             Self::OtherNode { .. } => "other_node",
             Self::NodeName(_) => "node_name",
@@ -111,13 +114,15 @@ impl Credentials {
     }
 
     fn caller(&self, rules: &Rules<'_>, now: SystemTime) -> Result<Caller, Refusal> {
+        let mut listed = None;
         if let Some(certificates) = &self.certificates {
-            let verified = rules.trust.verify(certificates, now).map_err(Refusal::Certificate)?;
+            let verified = rules.trust.verify(certificates, now)?;
+            listed = verified.listed_until.map(|at| Expiry { at, refusal: Refusal::Lapsed });
             match (verified.identity, &self.bearer) {
                 (Identity::Node { trust_domain, name }, _) if trust_domain == rules.trust_domain => {
                     let refusal = Refusal::Certificate("it has expired".to_owned());
-                    let until = Some(Expiry { at: verified.not_after, refusal });
-                    return Ok(Caller { node: Some(name), until });
+                    let until = Expiry { at: verified.not_after, refusal };
+                    return Ok(Caller { node: Some(name), until: first(listed, Some(until)) });
                 }
                 // A workload's certificate says nothing about the node; a token may.
                 (_, Some(_)) => {}
@@ -129,17 +134,31 @@ impl Credentials {
         }
         let token = self.bearer.as_deref().ok_or(Refusal::Anonymous)?;
         match rules.joins.node_of(token) {
-            Some(join::Node::One(node)) => Ok(Caller { node: Some(node.to_owned()), until: None }),
+            Some(join::Node::One(node)) => Ok(Caller { node: Some(node.to_owned()), until: listed }),
             Some(join::Node::Any) => match &self.node {
                 Some(name) if !is_name(name) => Err(Refusal::NodeName(name.chars().take(64).collect())),
-                named => Ok(Caller { node: named.clone(), until: None }),
+                named => Ok(Caller { node: named.clone(), until: listed }),
             },
             None => {
                 let (token_rules, keys) = rules.tokens.ok_or(token::BadToken::Unknown)?;
                 let accepted = token::judge(token, token_rules, keys, now)?;
                 let until = Expiry { at: accepted.until, refusal: token::BadToken::Expired.into() };
-                Ok(Caller { node: Some(accepted.node), until: Some(until) })
+                Ok(Caller { node: Some(accepted.node), until: first(listed, Some(until)) })
             }
+        }
+    }
+}
+
+/// Whichever comes first.
+fn first(one: Option<Expiry>, other: Option<Expiry>) -> Option<Expiry> {
+    one.into_iter().chain(other).min_by_key(|expiry| expiry.at)
+}
+
+impl From<NotTrusted> for Refusal {
+    fn from(reason: NotTrusted) -> Self {
+        match reason {
+            NotTrusted::Lapsed => Self::Lapsed,
+            NotTrusted::Other(reason) => Self::Certificate(reason),
         }
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use directory::{Files, heal, lock, read, write};
 #[cfg(any(test, fuzzing))]
 pub(crate) use request::key_of;
 pub(crate) use request::{BadRequest, public_key};
-pub(crate) use trust::Trust;
+pub(crate) use trust::{NotTrusted, Trust};
 
 /// Issuing certificate, PEM.
 pub(crate) const CERT: &str = "ca-cert.pem";

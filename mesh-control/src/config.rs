@@ -43,7 +43,8 @@ pub struct Config {
     /// How long certificates live: by default and at most.
     #[arg(long, env = "MESH_CERTIFICATE_LIFETIME", default_value = "24h", value_parser = duration::parse, value_name = "TIME")]
     pub certificate_lifetime: Duration,
-    /// Revocation lists (PEM or DER): callers with a certificate on them are refused; while the file cannot be used, all are.
+    /// Revocation lists (PEM or DER): callers with a certificate on them are refused, and their streams end. While the file
+    /// cannot be used, and once a list has lapsed, that is all whom it is for.
     #[arg(long, env = "MESH_CRL", value_name = "FILE")]
     pub crl: Option<PathBuf>,
     /// A further host name or address in the certificate of the control plane.

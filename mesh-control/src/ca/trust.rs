@@ -1,7 +1,11 @@
 //! Whom the control plane believes: roots, and what was revoked. A revocation list that cannot be used refuses everybody
 //! who comes with a certificate.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
@@ -12,7 +16,10 @@ use rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _,
+    revocation_list::CertificateRevocationList,
+};
 
 use super::Authority;
 use crate::identity::Identity;
@@ -23,7 +30,11 @@ pub(crate) struct Trust {
     inner: Arc<dyn ClientCertVerifier>,
     /// Why nobody is believed.
     broken: Option<String>,
+    /// Until when the list of an issuer, by its name, says something; none: it does not say.
+    ends: Arc<Ends>,
 }
+
+type Ends = HashMap<Vec<u8>, Option<SystemTime>>;
 
 /// Content of the file of revocation lists; an error when it cannot be read.
 pub(crate) type Revocations = Option<Result<Vec<u8>, String>>;
@@ -33,6 +44,16 @@ pub(crate) type Revocations = Option<Result<Vec<u8>, String>>;
 pub(crate) struct Verified {
     pub(crate) identity: Identity,
     pub(crate) not_after: SystemTime,
+    /// Until when revocation lists say something of it, if that has an end.
+    pub(crate) listed_until: Option<SystemTime>,
+}
+
+/// Why a certificate is not believed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotTrusted {
+    /// The list that would say whether it is revoked has passed its `nextUpdate`.
+    Lapsed,
+    Other(String),
 }
 
 impl Trust {
@@ -54,10 +75,13 @@ impl Trust {
             Some(Ok(bytes)) => lists(bytes),
             Some(Err(reason)) => Err(reason.clone()),
         };
-        let built = lists.and_then(|lists| build(lists).map_err(|error| error.to_string()));
+        let built = lists.and_then(|lists| {
+            let ends = ends(&lists)?;
+            Ok((build(lists).map_err(|error| error.to_string())?, ends))
+        });
         match built {
-            Ok(inner) => Ok(Self { inner, broken: None }),
-            Err(reason) => Ok(Self { inner: build(Vec::new())?, broken: Some(reason) }),
+            Ok((inner, ends)) => Ok(Self { inner, broken: None, ends: Arc::new(ends) }),
+            Err(reason) => Ok(Self { inner: build(Vec::new())?, broken: Some(reason), ends: Arc::default() }),
         }
     }
 
@@ -67,25 +91,73 @@ impl Trust {
     }
 
     /// Verifies a chain as it is now: it may be long since its connection was opened.
-    pub(crate) fn verify(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<Verified, String> {
-        let (leaf, intermediates) = chain.split_first().ok_or("no certificate")?;
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|error| error.to_string())?;
-        self.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since))
-            .map_err(|error| error.to_string())?;
-        let (_, cert) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
-        let names = cert.subject_alternative_name().map_err(|error| error.to_string())?;
-        let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
-        let [GeneralName::URI(uri)] = names else {
-            return Err("its names are not a single identity".to_owned());
-        };
-        let identity = uri.parse().map_err(|error| format!("{uri} {error}"))?;
-        let not_after = super::authority::not_after(leaf).ok_or("it has no end")?;
+    pub(crate) fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: SystemTime,
+    ) -> Result<Verified, NotTrusted> {
+        let other = NotTrusted::Other;
+        let (leaf, intermediates) = chain.split_first().ok_or_else(|| other("no certificate".to_owned()))?;
+        let since = now.duration_since(UNIX_EPOCH).map_err(|error| other(error.to_string()))?;
+        let verified = self.verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(since));
+        verified.map_err(|error| {
+            let lapsed = matches!(
+                error,
+                Error::InvalidCertificate(
+                    CertificateError::ExpiredRevocationList
+                        | CertificateError::ExpiredRevocationListContext { .. }
+                )
+            );
+            if lapsed { NotTrusted::Lapsed } else { other(error.to_string()) }
+        })?;
+        let identity = identity(leaf).map_err(other)?;
+        let not_after = super::authority::not_after(leaf).ok_or_else(|| other("it has no end".to_owned()))?;
         // webpki counts whole seconds and the last one in; streams end at the beginning of it.
         if now >= not_after {
-            return Err("it has expired".to_owned());
+            return Err(other("it has expired".to_owned()));
         }
-        Ok(Verified { identity, not_after })
+        let listed_until = self.listed_until(chain).map_err(other)?;
+        if listed_until.is_some_and(|until| now >= until) {
+            return Err(NotTrusted::Lapsed);
+        }
+        Ok(Verified { identity, not_after, listed_until })
     }
+
+    /// When the first of the lists that say something of these certificates lapses.
+    fn listed_until(&self, chain: &[CertificateDer<'_>]) -> Result<Option<SystemTime>, String> {
+        let mut first = None::<SystemTime>;
+        for certificate in chain.iter().filter(|_| !self.ends.is_empty()) {
+            let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+            let end = self.ends.get(parsed.issuer().as_raw()).copied().flatten();
+            first = first.into_iter().chain(end).min();
+        }
+        Ok(first)
+    }
+}
+
+/// The single name that a certificate is for.
+fn identity(leaf: &CertificateDer<'_>) -> Result<Identity, String> {
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
+    let names = cert.subject_alternative_name().map_err(|error| error.to_string())?;
+    let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+    let [GeneralName::URI(uri)] = names else {
+        return Err("its names are not a single identity".to_owned());
+    };
+    uri.parse().map_err(|error| format!("{uri} {error}"))
+}
+
+/// When the lists lapse, by their issuers.
+fn ends(lists: &[CertificateRevocationListDer<'_>]) -> Result<Ends, String> {
+    let mut ends = Ends::new();
+    for list in lists {
+        let (_, parsed) = CertificateRevocationList::from_der(list.as_ref())
+            .map_err(|error| format!("a revocation list cannot be read: {error}"))?;
+        let end = parsed.next_update().map(|end| u64::try_from(end.timestamp()).unwrap_or(0));
+        let end = end.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
+        // Of several lists of an issuer the first counts, as when a certificate is verified.
+        ends.entry(parsed.issuer().as_raw().to_vec()).or_insert(end);
+    }
+    Ok(ends)
 }
 
 /// Lists in PEM, several in one file if need be, or one in DER.

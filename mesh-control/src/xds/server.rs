@@ -137,12 +137,7 @@ impl Client {
         let mut revisions = self.shared.catalog.subscribe();
         let mut stop = self.shared.stop.clone();
         let mut in_force = self.shared.in_force.clone();
-        let until = self.caller.until.clone();
-        let expired = async {
-            let Some(Expiry { at, refusal }) = until else { return std::future::pending().await };
-            sleep(at.duration_since(SystemTime::now()).unwrap_or_default()).await;
-            refusal
-        };
+        let expired = expired(self.caller.until.clone());
         tokio::pin!(expired);
         loop {
             let now = *revisions.borrow_and_update();
@@ -157,7 +152,8 @@ impl Client {
                 refusal = &mut expired => return Err(self.end(refusal)),
                 Ok(()) = in_force.changed() => {
                     let now = Arc::clone(&in_force.borrow_and_update());
-                    self.judge_again(&now)?;
+                    // A newer revocation list lapses later.
+                    expired.set(self::expired(self.judge_again(&now)?.until));
                 }
                 request = requests.message() => match request? {
                     Some(request) => self.take(request)?,
@@ -182,9 +178,9 @@ impl Client {
     }
 
     /// What is in force changed: certificates were revoked, say, or tokens withdrawn.
-    fn judge_again(&self, in_force: &InForce) -> Result<(), Status> {
+    fn judge_again(&self, in_force: &InForce) -> Result<Caller, Status> {
         let judged = self.credentials.judge(&in_force.rules(), SystemTime::now());
-        judged.map(drop).map_err(|refusal| self.end(refusal))
+        judged.map_err(|refusal| self.end(refusal))
     }
 
     /// What opened the stream is no longer good.
@@ -363,6 +359,13 @@ impl Client {
             agent.settled = session.is_settled() && settled;
         });
     }
+}
+
+/// Waits until what opened a stream is no longer good.
+async fn expired(until: Option<Expiry>) -> Refusal {
+    let Some(Expiry { at, refusal }) = until else { return std::future::pending().await };
+    sleep(at.duration_since(SystemTime::now()).unwrap_or_default()).await;
+    refusal
 }
 
 /// Waits for the end of what was begun, however it ended.

@@ -12,8 +12,9 @@ use std::{
 
 use mesh_control::ca::rotation;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
-    Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
+    CertifiedIssuer, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
+    SerialNumber,
 };
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -212,63 +213,117 @@ async fn a_bad_replacement_is_refused_and_a_good_one_taken() {
     }
 }
 
+/// A control plane that reads revocation lists, and what signs them.
+struct Listed {
+    world: World,
+    path: std::path::PathBuf,
+    issuer: (String, String),
+}
+
+impl Listed {
+    /// With a list of nothing until `end`.
+    async fn start(end: SystemTime) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
+        let (mut config, state) = config(dir.path());
+        let path = state.path().join("crl.pem");
+        config.crl = Some(path.clone());
+        // The authority is needed before there can be a list of it.
+        let first = mesh_control::ControlPlane::start(mesh_control::Config { crl: None, ..config.clone() })
+            .await
+            .unwrap();
+        first.stop().await.unwrap();
+        let read = |name: &str| fs::read_to_string(config.ca_dir.join(name)).unwrap();
+        let issuer = (read("ca-cert.pem"), read("ca-key.pem"));
+        fs::write(&path, list(&issuer, &[], end).pem().unwrap()).unwrap();
+        let world = World::with(dir, config, state).await;
+        Self { world, path, issuer }
+    }
+
+    fn list(&self, revoked: &[&SerialNumber], end: SystemTime) -> CertificateRevocationList {
+        list(&self.issuer, revoked, end)
+    }
+}
+
+fn list(
+    (cert, key): &(String, String),
+    revoked: &[&SerialNumber],
+    end: SystemTime,
+) -> CertificateRevocationList {
+    let issuer = Issuer::from_ca_cert_pem(cert, KeyPair::from_pem(key).unwrap()).unwrap();
+    let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
+        serial_number: (*serial).clone(),
+        revocation_time: SystemTime::now().into(),
+        reason_code: Some(RevocationReason::KeyCompromise),
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update: (SystemTime::now() - Duration::from_secs(600)).into(),
+        next_update: end.into(),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked_certs.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(&issuer).unwrap()
+}
+
 #[tokio::test]
 async fn who_is_revoked_is_refused_and_a_list_that_is_none_refuses_all() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.yaml"), pod("a", "10.0.0.1")).unwrap();
-    let (mut config, state) = config(dir.path());
-    let path = state.path().join("crl.pem");
-    config.crl = Some(path.clone());
-    // The authority is needed before there can be a list of it.
-    let first = mesh_control::ControlPlane::start(mesh_control::Config { crl: None, ..config.clone() })
-        .await
-        .unwrap();
-    first.stop().await.unwrap();
-    let read = |name: &str| fs::read_to_string(config.ca_dir.join(name)).unwrap();
-    let (cert, key) = (read("ca-cert.pem"), read("ca-key.pem"));
-    let list = |revoked: &[&SerialNumber], end: SystemTime| {
-        let issuer = Issuer::from_ca_cert_pem(&cert, KeyPair::from_pem(&key).unwrap()).unwrap();
-        let revoked_certs = revoked.iter().map(|serial| RevokedCertParams {
-            serial_number: (*serial).clone(),
-            revocation_time: SystemTime::now().into(),
-            reason_code: Some(RevocationReason::KeyCompromise),
-            invalidity_date: None,
-        });
-        let params = CertificateRevocationListParams {
-            this_update: (SystemTime::now() - Duration::from_secs(600)).into(),
-            next_update: end.into(),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: revoked_certs.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        params.signed_by(&issuer).unwrap()
-    };
     let later = SystemTime::now() + Duration::from_secs(3_600);
-    fs::write(&path, list(&[], later).pem().unwrap()).unwrap();
-    let world = World::with(dir, config.clone(), state).await;
-    let bad = Shows::token().ask(&world, &Wanted::own()).await.unwrap();
-    let good = Shows::token().ask(&world, &Wanted::own()).await.unwrap();
-    let mut stream = Subscriber::try_open(&world, &bad.shown(), Default::default()).await.unwrap();
+    let listed = Listed::start(later).await;
+    let (world, path) = (&listed.world, &listed.path);
+    let bad = Shows::token().ask(world, &Wanted::own()).await.unwrap();
+    let good = Shows::token().ask(world, &Wanted::own()).await.unwrap();
+    let mut stream = Subscriber::try_open(world, &bad.shown(), Default::default()).await.unwrap();
     stream.next().await;
     let (bad_shown, good_shown) = (bad.shown(), good.shown());
 
     // DER is read as well. The stream that is open ends, too.
-    fs::write(&path, list(&[&serial(&bad.chain[0])], later).der().as_ref()).unwrap();
+    fs::write(path, listed.list(&[&serial(&bad.chain[0])], later).der().as_ref()).unwrap();
     assert_eq!(stream.receive().await.unwrap_err().code(), Code::Unauthenticated);
-    until(&world, &bad_shown, |answer| answer.is_err()).await;
-    good_shown.ask(&world, &Wanted::own()).await.unwrap();
+    until(world, &bad_shown, |answer| answer.is_err()).await;
+    good_shown.ask(world, &Wanted::own()).await.unwrap();
 
     for broken in
-        [list(&[], SystemTime::now() - Duration::from_secs(60)).pem().unwrap(), "garbage".to_owned()]
+        [listed.list(&[], SystemTime::now() - Duration::from_secs(60)).pem().unwrap(), "garbage".to_owned()]
     {
-        fs::write(&path, broken).unwrap();
-        until(&world, &good_shown, |answer| answer.is_err()).await;
+        fs::write(path, broken).unwrap();
+        until(world, &good_shown, |answer| answer.is_err()).await;
         // A token is no certificate.
-        Shows::token().ask(&world, &Wanted::own()).await.unwrap();
-        fs::write(&path, list(&[], later).pem().unwrap()).unwrap();
-        until(&world, &good_shown, |answer| answer.is_ok()).await;
+        Shows::token().ask(world, &Wanted::own()).await.unwrap();
+        fs::write(path, listed.list(&[], later).pem().unwrap()).unwrap();
+        until(world, &good_shown, |answer| answer.is_ok()).await;
     }
-    fs::remove_file(&path).unwrap();
-    until(&world, &good_shown, |answer| answer.is_err()).await;
+    fs::remove_file(path).unwrap();
+    until(world, &good_shown, |answer| answer.is_err()).await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_list_lapses_unless_a_newer_one_has_come() {
+    let seconds = Duration::from_secs;
+    let start = SystemTime::now();
+    let listed = Listed::start(start + seconds(5)).await;
+    let world = &listed.world;
+    let own = Shows::token().ask(world, &Wanted::own()).await.unwrap().shown();
+    let mut stream = Subscriber::try_open(world, &own, Default::default()).await.unwrap();
+    stream.next().await;
+    let mut by_token = Subscriber::try_open(world, &Shows::token(), Default::default()).await.unwrap();
+    by_token.next().await;
+    // The newer list is in force before the first one lapses, and lapses itself.
+    fs::write(&listed.path, listed.list(&[], start + seconds(9)).pem().unwrap()).unwrap();
+    let status = stream.receive().await.unwrap_err();
+    let lasted = start.elapsed().unwrap();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("has lapsed"), "{status}");
+    assert!((seconds(8)..seconds(12)).contains(&lasted), "{lasted:?}");
+    let counted = r#"mesh_control_xds_streams_ended_total{reason="revocation_list"} 1"#;
+    let metrics = crate::management::scrape(world, "/metrics").await;
+    assert!(metrics.contains(counted), "{metrics}");
+    // Nobody comes in by a certificate now; a token is none.
+    until(world, &own, |answer| answer.is_err()).await;
+    by_token.nothing().await;
+    // With a new list all is well again.
+    fs::write(&listed.path, listed.list(&[], start + seconds(3_600)).pem().unwrap()).unwrap();
+    until(world, &own, |answer| answer.is_ok()).await;
 }
