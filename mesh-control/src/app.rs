@@ -18,13 +18,14 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::{
     catalog::Catalog,
     certificates::Certificates,
     config::Config,
+    connections::{Bounds, Connections},
     health::Health,
     identity::is_name,
     index::Mesh,
@@ -47,6 +48,12 @@ const MAX_CERTIFICATE_REQUEST: usize = 64 << 10;
 /// Finds clients that went without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What one agent does at a time is one stream and a few requests for certificates.
+const MAX_STREAMS: u32 = 64;
+/// Connections at a time whose callers have not authenticated yet. A handshake is a millisecond's work: as many as wait in a storm.
+const MAX_STRANGERS: usize = 2_048;
+/// Connections of meshctl at a time.
+const MAX_MANAGEMENT: usize = 256;
 /// Orders that may wait for the pipeline: all nodes of a large mesh may come at once.
 const MAX_ORDERS: usize = 16_384;
 /// Streams end at once when asked; what does not is cut off.
@@ -137,11 +144,19 @@ impl ControlPlane {
             .max_decoding_message_size(MAX_REQUEST);
         let certificates = IstioCertificateServiceServer::new(certificates)
             .max_decoding_message_size(MAX_CERTIFICATE_REQUEST);
-        let (incoming_tls, accepting) = tls::accept(listener, in_force, metrics);
+        let bounds = Bounds {
+            all: config.max_connections,
+            strangers: MAX_STRANGERS,
+            of_address: config.max_unauthenticated_per_address,
+            strange: config.authentication_timeout,
+            idle: config.idle_timeout,
+        };
+        let connections = Connections::new("xds", bounds, Arc::clone(&metrics));
+        let (incoming, accepting) = tls::accept(listener, in_force, connections);
         let serving = server()
             .add_service(discovery)
             .add_service(certificates)
-            .serve_with_incoming_shutdown(incoming_tls, ended(stopped.clone()));
+            .serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
         tasks.spawn(async {
             accepting.await;
             Ok(())
@@ -151,9 +166,17 @@ impl ControlPlane {
 
         let (listener, management) = bind("--management-address", config.management_address).await?;
         let service = ManagementServer::new(Management { catalog, agents, report, started, joining });
-        let serving = server()
-            .add_service(service)
-            .serve_with_incoming_shutdown(incoming(listener), ended(stopped.clone()));
+        // Nobody authenticates here: whoever asks something is known.
+        let (strangers, of_address) = (MAX_MANAGEMENT, MAX_MANAGEMENT);
+        let bounds = Bounds { all: MAX_MANAGEMENT, strangers, of_address, ..bounds };
+        let connections = Connections::new("management", bounds, metrics);
+        let (incoming, accepting) = tls::accept_plain(listener, connections);
+        tasks.spawn(async {
+            accepting.await;
+            Ok(())
+        });
+        let serving =
+            server().add_service(service).serve_with_incoming_shutdown(incoming, ended(stopped.clone()));
         tasks.spawn(async { serving.await.context("serving meshctl") });
 
         let (send, batches) = mpsc::channel(1);
@@ -286,12 +309,9 @@ async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<(TcpListener,
     Ok((listener, address))
 }
 
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
 fn server() -> Server {
     Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }

@@ -6,10 +6,7 @@ mod token;
 use std::{sync::Arc, time::SystemTime};
 
 use rustls::pki_types::CertificateDer;
-use tonic::{
-    Request, Status,
-    transport::server::{TcpConnectInfo, TlsConnectInfo},
-};
+use tonic::{Request, Status};
 
 pub(crate) use join::JoinTokens;
 pub(crate) use token::{TokenKeys, TokenRules};
@@ -18,6 +15,7 @@ pub(crate) use token::{claimed, judge as judge_token};
 
 use crate::{
     ca::{NotTrusted, Trust},
+    connections::Peer,
     identity::{Identity, is_name},
 };
 
@@ -94,9 +92,8 @@ impl Credentials {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
         });
-        let connection = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
         Self {
-            certificates: connection.and_then(TlsConnectInfo::peer_certs),
+            certificates: Peer::of(request).and_then(|peer| peer.certificates.clone()),
             bearer,
             node: text("mesh-node").map(str::to_owned),
         }

@@ -18,6 +18,7 @@ use crate::{
     auth::{Caller, Credentials, Refusal},
     ca::{BadRequest, SignError, public_key},
     catalog::Catalog,
+    connections::Peer,
     identity::Identity,
     index::Placement,
     keeper::InForce,
@@ -85,7 +86,7 @@ impl IstioCertificateService for Certificates {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let peer = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        let peer = Peer::address_of(&request);
         match self.create(&request, SystemTime::now()) {
             Ok((identity, cert_chain)) => {
                 info!(%peer, %identity, "certificate issued");
@@ -110,6 +111,7 @@ impl Certificates {
     ) -> Result<(Identity, Vec<String>), Denied> {
         let in_force = Arc::clone(&self.in_force.borrow());
         let caller = Credentials::of(request).judge(&in_force.rules(), now)?;
+        let _serving = Peer::serve(request);
         let asked = request.get_ref();
         let identity = self.identity(asked, caller)?;
         let lifetime = match u64::try_from(asked.validity_duration) {

@@ -6,6 +6,13 @@ use clap::Args;
 
 use crate::{duration, keeper};
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        Ok(_) | Err(_) => Err("is no number from 1".to_owned()),
+    }
+}
+
 /// Options of `mesh-control run`.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
@@ -24,6 +31,25 @@ pub struct Config {
     /// Serves /metrics, /healthz/live and /healthz/ready.
     #[arg(long, env = "MESH_METRICS_ADDRESS", default_value = "0.0.0.0:15014", value_name = "ADDR")]
     pub metrics_address: SocketAddr,
+    /// Connections of agents at a time; one more is refused.
+    #[arg(long, env = "MESH_MAX_CONNECTIONS", default_value_t = 32_768, value_parser = at_least_one, value_name = "N")]
+    pub max_connections: usize,
+    /// Connections at a time from one address (IPv6: one /64) whose callers have not authenticated yet; one more, and the oldest of them
+    /// ends. Agents that have authenticated do not count, however many share an address.
+    #[arg(
+        long,
+        env = "MESH_MAX_UNAUTHENTICATED_PER_ADDRESS",
+        default_value_t = 512,
+        value_parser = at_least_one,
+        value_name = "N"
+    )]
+    pub max_unauthenticated_per_address: usize,
+    /// How long a connection may take for its TLS handshake, and then to authenticate.
+    #[arg(long, env = "MESH_AUTHENTICATION_TIMEOUT", default_value = "10s", value_parser = duration::parse, value_name = "TIME")]
+    pub authentication_timeout: Duration,
+    /// How long a connection without an open request may go on, of agents and of meshctl.
+    #[arg(long, env = "MESH_IDLE_TIMEOUT", default_value = "5m", value_parser = duration::parse, value_name = "TIME")]
+    pub idle_timeout: Duration,
     /// First part of every workload's uid.
     #[arg(long, env = "MESH_CLUSTER_ID", default_value = "Kubernetes", value_name = "NAME")]
     pub cluster_id: String,
@@ -79,6 +105,10 @@ impl Config {
             xds_address: free,
             management_address: free,
             metrics_address: free,
+            max_connections: 32_768,
+            max_unauthenticated_per_address: 512,
+            authentication_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
             cluster_id: "Kubernetes".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
             ca_dir: state.join("ca"),

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! `manifest`, `store`, `index`, `catalog`, `explain`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
-//! around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`.
+//! around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`; `connections` says how many of
+//! these callers may come.
 //! `pipeline` is the only writer of what is served, `keeper` of what callers are judged and certified by.
 
 mod app;
@@ -15,6 +16,7 @@ pub mod ca;
 mod catalog;
 mod certificates;
 mod config;
+mod connections;
 mod duration;
 mod explain;
 #[cfg(any(test, fuzzing))]

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalog::{Catalog, Served},
+    connections::Peer,
     explain::{self, Question, Unanswered, explain},
     index::Body,
     pipeline::{Joining, Order, Report},
@@ -43,6 +44,7 @@ impl Service for Management {
     type ListStream = std::pin::Pin<Box<dyn Stream<Item = Result<Address, Status>> + Send>>;
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let serving = Peer::serve(&request);
         let ListRequest { kind, namespace } = request.into_inner();
         let body = match Kind::try_from(kind) {
             Ok(Kind::Services) => Body::Service,
@@ -55,14 +57,16 @@ impl Service for Management {
         let mut found: Vec<_> = self.catalog.read().live().filter(wanted).cloned().collect();
         found.sort_by(|a, b| a.resource.name.cmp(&b.resource.name));
         // Decoded one by one, as the client reads.
-        let decode = |served: Arc<Served>| {
+        let decode = move |served: Arc<Served>| {
+            let _until_all_is_read = &serving;
             Address::decode(served.resource.bytes.clone())
                 .map_err(|error| Status::internal(error.to_string()))
         };
         Ok(Response::new(Box::pin(tokio_stream::iter(found.into_iter().map(decode)))))
     }
 
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let _serving = Peer::serve(&request);
         let contents = self.catalog.read();
         let (services, workloads) = contents.counts();
         let file_errors = Arc::clone(&self.report.read().unwrap_or_else(PoisonError::into_inner));
@@ -81,6 +85,7 @@ impl Service for Management {
         &self,
         request: Request<ForgetNodeRequest>,
     ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let _serving = Peer::serve(&request);
         let node = request.into_inner().node;
         if self.agents.is_connected(&node) {
             return Err(Status::failed_precondition(format!(
@@ -99,6 +104,7 @@ impl Service for Management {
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let _serving = Peer::serve(&request);
         let ExplainRequest { from, to } = request.into_inner();
         let question = Question::parse(&from, &to)?;
         let served = self.served().map_err(|error| Status::internal(error.to_string()))?;

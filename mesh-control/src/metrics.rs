@@ -30,6 +30,9 @@ pub(crate) struct Metrics {
     pub(crate) refused_streams: IntCounterVec,
     pub(crate) ended_streams: IntCounterVec,
     pub(crate) failed_handshakes: IntCounterVec,
+    pub(crate) connections: IntGauge,
+    pub(crate) refused_connections: IntCounterVec,
+    pub(crate) ended_connections: IntCounterVec,
     pub(crate) refused_files: IntCounterVec,
     pub(crate) issuer_end: IntGauge,
     pub(crate) roots: IntGauge,
@@ -95,6 +98,17 @@ impl Metrics {
                 "Streams of agents that were ended, since what opened them has expired or is no longer accepted",
             )?,
             failed_handshakes: by("reason", "handshakes_failed_total", "TLS handshakes that failed")?,
+            connections: gauge("connections", "Connections of agents and of meshctl")?,
+            refused_connections: by(
+                "port",
+                "connections_refused_total",
+                "Connections that were refused, since there were as many as may be",
+            )?,
+            ended_connections: by(
+                "reason",
+                "connections_ended_total",
+                "Connections that were ended: not authenticated in time, the oldest of too many such, or idle",
+            )?,
             refused_files: by(
                 "what",
                 "credentials_refused_total",

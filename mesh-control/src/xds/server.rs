@@ -32,6 +32,7 @@ use super::{
 use crate::{
     auth::{Caller, Credentials, Expiry, Refusal},
     catalog::{Catalog, Contents, Revision, Revisions, Served},
+    connections::{Peer, Serving},
     identity::is_name,
     keeper::InForce,
     metrics::Metrics,
@@ -74,7 +75,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let address = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        let address = Peer::address_of(&request);
         let credentials = Credentials::of(&request);
         let in_force = Arc::clone(&self.shared.in_force.borrow());
         let caller = credentials.judge(&in_force.rules(), SystemTime::now()).map_err(|refusal| {
@@ -89,6 +90,7 @@ impl AggregatedDiscoveryService for Discovery {
             shared: self.shared.clone(),
             nothing: Arc::clone(&self.nothing),
             entry,
+            _serving: Peer::serve(&request),
             credentials,
             caller,
             node: String::new(),
@@ -106,6 +108,8 @@ struct Client {
     shared: Shared,
     nothing: Arc<Contents>,
     entry: Entry,
+    /// Its connection is not idle.
+    _serving: Option<Serving>,
     credentials: Credentials,
     caller: Caller,
     node: String,

@@ -7,6 +7,7 @@ mod balancing;
 mod certificates;
 mod changes;
 mod client;
+mod connections;
 mod files;
 mod joining;
 mod management;

@@ -1,0 +1,130 @@
+//! How many connections there may be, and for how long they may do nothing.
+
+use std::time::Duration;
+
+use mesh_control::Config;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    client::{Shows, Wanted},
+    management::scrape,
+    manifests::*,
+    world::{PATIENCE, World, config},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn world(change: impl FnOnce(&mut Config)) -> World {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("web.yaml"), web()).unwrap();
+    let (mut config, state) = config(dir.path());
+    change(&mut config);
+    World::with(dir, config, state).await
+}
+
+/// Waits until it is counted so.
+async fn counted(world: &World, line: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = scrape(world, "/metrics").await;
+        if metrics.lines().any(|one| one == line) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no {line} in {metrics}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether the other end closes the connection within this time.
+async fn ends(stream: &mut TcpStream, within: Duration) -> bool {
+    let mut bytes = [0; 64];
+    let read = async { while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {} };
+    timeout(within, read).await.is_ok()
+}
+
+#[tokio::test]
+async fn who_is_silent_is_not_waited_for() {
+    let world = world(|config| config.authentication_timeout = SECOND).await;
+    let mut silent = TcpStream::connect(world.control.xds_address()).await.unwrap();
+    let mut asking = TcpStream::connect(world.control.management_address()).await.unwrap();
+    // This one has shaken hands, and then says nothing.
+    let shaken = Shows::token().connect(&world).await.unwrap();
+    assert!(ends(&mut silent, 3 * SECOND).await && ends(&mut asking, 3 * SECOND).await);
+    counted(&world, r#"mesh_control_handshakes_failed_total{reason="timeout"} 1"#).await;
+    counted(&world, r#"mesh_control_connections_ended_total{reason="unauthenticated"} 2"#).await;
+    counted(&world, "mesh_control_connections 0").await;
+    drop(shaken);
+}
+
+#[tokio::test]
+async fn a_refused_request_makes_nobody_known() {
+    let world = world(|config| config.authentication_timeout = SECOND).await;
+    let shows = Shows::token_of("a token that nobody has given");
+    let channel = shows.connect(&world).await.unwrap();
+    assert!(shows.ask_on(channel.clone(), &Wanted::own()).await.is_err());
+    counted(&world, r#"mesh_control_connections_ended_total{reason="unauthenticated"} 1"#).await;
+    counted(&world, "mesh_control_connections 0").await;
+    drop(channel);
+}
+
+#[tokio::test]
+async fn an_address_may_have_few_strangers_and_many_agents() {
+    let world = world(|config| config.max_unauthenticated_per_address = 2).await;
+    // All behind one address, as by NAT.
+    let mut agents = Vec::new();
+    for _ in 0..5 {
+        agents.push(world.subscriber().await);
+    }
+    let connect = async || TcpStream::connect(world.control.xds_address()).await.unwrap();
+    let (mut first, mut second) = (connect().await, connect().await);
+    // The oldest makes room, and an agent at the same address is not shut out by the others.
+    let mut third = connect().await;
+    assert!(ends(&mut first, 3 * SECOND).await);
+    counted(&world, r#"mesh_control_handshakes_failed_total{reason="crowded"} 1"#).await;
+    assert!(!ends(&mut second, SECOND / 4).await && !ends(&mut third, SECOND / 4).await);
+    Shows::token().ask(&world, &Wanted::own()).await.unwrap();
+    assert!(ends(&mut second, 3 * SECOND).await);
+    // Nor is one that has shaken hands and says nothing more kept before others.
+    let shaken = Shows::token().connect(&world).await.unwrap();
+    let _more = [connect().await, connect().await];
+    counted(&world, r#"mesh_control_connections_ended_total{reason="crowded"} 1"#).await;
+    drop(shaken);
+    // Who has authenticated was not disturbed.
+    world.write("web.yaml", &web().replace("10.96.0.1", "10.96.0.7"));
+    for agent in &mut agents {
+        assert_eq!(agent.next().await.put, [WEB]);
+    }
+}
+
+#[tokio::test]
+async fn there_are_so_many_connections_and_no_more() {
+    let world = world(|config| config.max_connections = 2).await;
+    let one = world.subscriber().await;
+    let _two = world.subscriber().await;
+    let mut third = TcpStream::connect(world.control.xds_address()).await.unwrap();
+    assert!(ends(&mut third, 3 * SECOND).await);
+    counted(&world, r#"mesh_control_connections_refused_total{port="xds"} 1"#).await;
+    counted(&world, "mesh_control_connections 2").await;
+    drop(one);
+    counted(&world, "mesh_control_connections 1").await;
+    world.subscriber().await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_ends_and_one_with_a_stream_does_not() {
+    let world = world(|config| config.idle_timeout = SECOND).await;
+    let mut agent = world.subscriber().await;
+    let channel = Shows::token().connect(&world).await.unwrap();
+    Shows::token().ask_on(channel.clone(), &Wanted::own()).await.unwrap();
+    counted(&world, r#"mesh_control_connections_ended_total{reason="idle"} 1"#).await;
+    counted(&world, "mesh_control_connections 1").await;
+    sleep(2 * SECOND).await;
+    world.write("web.yaml", &web().replace("10.96.0.1", "10.96.0.7"));
+    assert_eq!(agent.next().await.put, [WEB]);
+    // Who comes again is served.
+    Shows::token().ask_on(channel, &Wanted::own()).await.unwrap();
+}
