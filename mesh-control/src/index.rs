@@ -1,6 +1,7 @@
 //! From objects to the resources that agents are served. Pure, and incremental: a change marks what it touches, and only
 //! that is computed again.
 
+mod addresses;
 mod authorization;
 mod claims;
 mod encode;
@@ -23,7 +24,7 @@ pub(crate) use encode::{Body, Placement, Resource};
 use inputs::Inputs;
 pub(crate) use joined::Joined;
 
-use self::{claims::Claims, queue::Queue};
+use self::{addresses::Addresses, claims::Claims, queue::Queue};
 use crate::{
     manifest::{Key, Kind, NsName, Protocol},
     store::Change,
@@ -119,6 +120,8 @@ pub(crate) struct Index {
     names: Claims<Name, Owner>,
     /// Which service may use an address.
     vips: Claims<Vip, Name>,
+    /// Which workload has an address.
+    addresses: Addresses,
     /// Names that an owner claims, each with the addresses that it claims.
     claimed: HashMap<Owner, BTreeMap<Name, Vec<Vip>>>,
     problems: BTreeMap<Owner, Vec<Problem>>,
@@ -140,6 +143,7 @@ impl Index {
             policies: Queue::default(),
             names: Claims::default(),
             vips: Claims::default(),
+            addresses: Addresses::default(),
             claimed: HashMap::new(),
             problems: BTreeMap::new(),
             versions: Versions::new(),
@@ -181,7 +185,7 @@ impl Index {
 
     /// Conflicts between objects.
     pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.problems.values().flatten().cloned().chain(self.overruled())
+        self.problems.values().flatten().cloned().chain(self.overruled()).chain(self.outdone())
     }
 
     /// As [`publish`], for services and workloads.

@@ -3,6 +3,7 @@
 //! It holds references to the snapshot's own records. Endpoints of a service are worked out only for a connection whose first one
 //! has failed.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +47,7 @@ pub struct Mesh {
 #[derive(Debug, Default)]
 struct Held {
     by_address: HashMap<IpAddr, Arc<Workload>>,
-    /// Workloads whose address was announced for another one later; mostly that one is the former's successor.
+    /// Workloads whose address is another's, too, who has the better claim; mostly one is the other's successor.
     outdone: HashMap<IpAddr, Vec<Arc<Workload>>>,
     /// Addresses by [`identity_of`] the uid.
     by_uid: HashMap<u64, Addresses>,
@@ -240,52 +241,51 @@ impl Held {
 
     fn come(&mut self, uid: &str, address: IpAddr, workload: &Arc<Workload>, deadline: Instant) {
         self.gone.remove(&address);
-        if let Some(there) = self.by_address.get(&address)
-            && there.uid() != uid
-            && rank(there) > rank(workload)
-        {
-            // It may wait until that one has left.
-            let others = self.outdone.entry(address).or_default();
-            others.retain(|other| other.uid() != uid);
-            others.push(Arc::clone(workload));
-            return;
+        self.withdraw(uid, address);
+        let there = self.by_address.remove(&address);
+        // The same as it is now, and all others that claim it.
+        let other = there.as_ref().filter(|there| there.uid() != uid);
+        if let Some(other) = other {
+            self.outdone.entry(address).or_default().push(Arc::clone(other));
         }
-        let Some(outdone) = self.by_address.insert(address, Arc::clone(workload)) else { return };
-        if outdone.uid() == uid {
-            // The same under another identity: whoever meant the old one has to ask again.
-            if spiffe_of(&outdone).ok() != spiffe_of(workload).ok() {
-                self.leaving.push((deadline, address, outdone));
+        let best = match self.outdone.get_mut(&address) {
+            None => Arc::clone(workload),
+            Some(others) => {
+                others.push(Arc::clone(workload));
+                best_of(others).map_or_else(|| Arc::clone(workload), |at| others.swap_remove(at))
             }
-            return;
-        }
-        let others = self.outdone.entry(address).or_default();
-        others.retain(|other| other.uid() != uid);
-        others.push(Arc::clone(&outdone));
-        self.leaving.push((deadline, address, outdone));
+        };
+        self.by_address.insert(address, Arc::clone(&best));
+        self.tidy(address);
+        // Whoever meant another than who is there now, or the same under another identity, has to ask again.
+        let meant = |there: &Arc<Workload>| {
+            there.uid() == best.uid() && spiffe_of(there).ok() == spiffe_of(&best).ok()
+        };
+        self.leaving.extend(there.filter(|there| !meant(there)).map(|there| (deadline, address, there)));
     }
 
     fn leave(&mut self, uid: &str, address: IpAddr, deadline: Instant) {
-        let others = self.outdone.get_mut(&address);
-        let next = match others {
-            Some(others) => {
-                others.retain(|other| other.uid() != uid);
-                // The last of the best.
-                others.iter().max_by_key(|other| rank(other)).map(Arc::clone)
-            }
-            None => None,
-        };
+        self.withdraw(uid, address);
         if self.by_address.get(&address).is_some_and(|there| there.uid() == uid) {
+            let others = self.outdone.get_mut(&address);
+            let next = others.and_then(|others| best_of(others).map(|at| others.swap_remove(at)));
             let gone = match next {
-                Some(next) => {
-                    if let Some(others) = self.outdone.get_mut(&address) {
-                        others.retain(|other| !Arc::ptr_eq(other, &next));
-                    }
-                    self.by_address.insert(address, next)
-                }
+                Some(next) => self.by_address.insert(address, next),
                 None => self.by_address.remove(&address),
             };
             self.leaving.extend(gone.map(|gone| (deadline, address, gone)));
         }
+        self.tidy(address);
+    }
+
+    /// It is not among those that claim an address in vain.
+    fn withdraw(&mut self, uid: &str, address: IpAddr) {
+        if let Some(others) = self.outdone.get_mut(&address) {
+            others.retain(|other| other.uid() != uid);
+        }
+    }
+
+    fn tidy(&mut self, address: IpAddr) {
         if self.outdone.get(&address).is_some_and(Vec::is_empty) {
             self.outdone.remove(&address);
         }
@@ -306,6 +306,15 @@ impl Held {
             self.services.insert(Arc::clone(key), backed);
         }
     }
+}
+
+/// Who of those that claim an address has it, whoever came first: the kind of claim counts, then what the control plane says of it, then the name.
+fn best_of(claimants: &[Arc<Workload>]) -> Option<usize> {
+    let claim = |at: &usize| {
+        let workload = &claimants[*at];
+        (rank(workload), !workload.outdone, Reverse(workload.uid()))
+    };
+    (0..claimants.len()).max_by_key(claim)
 }
 
 /// How much a workload's claim to an address weighs. A pod's is told by its node; that of an entry, and of an endpoint without a workload

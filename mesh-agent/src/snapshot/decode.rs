@@ -181,6 +181,7 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         cluster: interner.string(&message.cluster_id),
         host_network,
         meshed,
+        outdone: extension.outdone,
         outbound_meshed: meshed || (extension.outbound_meshed && !host_network),
         healthy: matches!(status, wire::WorkloadStatus::Healthy),
         weight: message.capacity.unwrap_or(1),

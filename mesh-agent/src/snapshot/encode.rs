@@ -105,6 +105,7 @@ fn workload(of: &Workload) -> wire::Workload {
             .map(|m| (m.service.to_string(), list(m, Protocol::Udp)))
             .collect(),
         outbound_meshed: of.outbound_meshed && !of.meshed,
+        outdone: of.outdone,
     };
     wire::Workload {
         uid: of.uid(),

@@ -199,6 +199,8 @@ pub struct Place {
     pub meshed: bool,
     /// What it sends to those of whom that is true goes by mutual TLS.
     pub outbound_meshed: bool,
+    /// Another workload has the same address, and the better claim to it, says the control plane.
+    pub outdone: bool,
     /// Ready in general; a membership may still say otherwise.
     pub healthy: bool,
     /// Share in balancing; 0 receives nothing.

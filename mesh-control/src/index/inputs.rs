@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Index, Origin, Owner,
+    Index, Origin, Owner, addresses,
     joined::Joined,
     selection::{Chooser, Selection},
 };
@@ -133,6 +133,8 @@ impl Index {
         let labels = pod.map(|pod| pod.metadata.labels.clone());
         self.inputs.selection.set_labels(&origin, &name.namespace, labels);
         let before = swap(&mut self.inputs.pods, &name, pod.cloned());
+        let claims = |pod: Option<&Arc<Pod>>| addresses::of_pod(&name, pod.map(Arc::as_ref));
+        self.move_claims(claims(before.as_ref()), claims(pod));
         let addresses = |pod: Option<&Arc<Pod>>| pod.map(|pod| pod.addresses().collect::<Vec<_>>());
         if addresses(before.as_ref()) != addresses(pod) {
             // Endpoints that name a pod are workloads of their own unless their address is known to be the pod's.
@@ -239,7 +241,10 @@ impl Index {
         let nothing = BTreeMap::new();
         let selector = entry.and_then(|e| e.selector()).unwrap_or(&nothing);
         self.inputs.selection.set_selector(&Chooser::Owner(owner.clone()), &name.namespace, selector);
-        swap(&mut self.inputs.service_entries, &name, entry.cloned());
+        let before = swap(&mut self.inputs.service_entries, &name, entry.cloned());
+        let claims =
+            |entry: Option<&Arc<ServiceEntry>>| addresses::of_service_entry(&name, entry.map(Arc::as_ref));
+        self.move_claims(claims(before.as_ref()), claims(entry));
         self.mark_members(&owner);
         self.services.push(owner);
     }
@@ -248,7 +253,10 @@ impl Index {
         let origin = Origin::WorkloadEntry(name.clone());
         let labels = entry.map(|entry| entry.labels());
         self.inputs.selection.set_labels(&origin, &name.namespace, labels);
-        swap(&mut self.inputs.workload_entries, &name, entry.cloned());
+        let before = swap(&mut self.inputs.workload_entries, &name, entry.cloned());
+        let claims =
+            |entry: Option<&Arc<WorkloadEntry>>| addresses::of_workload_entry(&name, entry.map(Arc::as_ref));
+        self.move_claims(claims(before.as_ref()), claims(entry));
         self.workloads.push(origin);
     }
 

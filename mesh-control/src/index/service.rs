@@ -270,6 +270,12 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// An address as it was written by [`octets`].
+pub(super) fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
+
 /// From a port's `appProtocol`, or its name (`http-admin`).
 fn app_protocol(text: &str) -> AppProtocol {
     match text.split('-').next().unwrap_or("") {

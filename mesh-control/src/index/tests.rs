@@ -12,6 +12,7 @@ use prost::Message as _;
 use super::*;
 use crate::{source::Reading, store::Store};
 
+mod addresses;
 mod policies;
 
 /// Before the names of policies, which may be those of services.
@@ -281,10 +282,11 @@ fn any_way_to_a_state_leads_to_the_same_resources() {
         let gone: Vec<_> = state.into_keys().map(|path| (path, None)).collect();
         world.apply(&gone);
         assert!(world.held.is_empty(), "{:?}", world.held.keys());
-        let Index { inputs, claimed, problems, versions, policy_versions, .. } = world.index;
+        let Index { inputs, claimed, addresses, problems, versions, policy_versions, .. } = world.index;
         assert!(inputs.authorizations.is_empty() && inputs.peers.is_empty() && inputs.peers_in.is_empty());
         assert!(inputs.outside.is_empty() && policy_versions.is_empty());
         assert!(claimed.is_empty() && problems.is_empty() && versions.is_empty());
+        assert!(addresses.is_empty());
         assert!(inputs.placed.is_empty() && inputs.node_of.is_empty() && inputs.endpoints_of.is_empty());
         assert!(inputs.slices_of.is_empty() && inputs.policies_of.is_empty() && inputs.slices.is_empty());
     }

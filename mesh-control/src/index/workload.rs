@@ -11,7 +11,7 @@ use super::{
     Delta, Index, Mesh, Origin,
     encode::{self, Placement, Resource},
     member::{Members, State, own_state},
-    service::octets,
+    service::{address, octets},
 };
 use crate::manifest::{Labels, Meta, NsName, Pod, WorkloadSpec, locality};
 
@@ -33,6 +33,12 @@ impl Index {
             Origin::Inline(name, address) => self.draft_inline(name, *address),
             Origin::Slice(name, address) => self.draft_endpoint(name, *address),
         };
+        let draft = draft.map(|mut draft| {
+            let addresses = draft.workload.addresses.iter().filter_map(|octets| address(octets));
+            draft.extension.outdone =
+                draft.workload.network_mode() == NetworkMode::Standard && self.is_outdone(origin, addresses);
+            draft
+        });
         let node = draft.as_ref().map_or("", |draft| draft.workload.node.as_str());
         self.inputs.place(origin, node);
         let uid = self.uid(origin);

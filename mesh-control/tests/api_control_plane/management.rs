@@ -91,6 +91,27 @@ async fn meshctl_shows_the_status() {
 }
 
 #[tokio::test]
+async fn meshctl_names_who_has_an_address_in_vain() {
+    let entry = |name: &str, year: u32| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\n\
+             metadata: {{name: {name}, namespace: shop, creationTimestamp: '{year}-01-01T00:00:00Z'}}\n\
+             spec: {{address: 10.0.0.7}}\n"
+        )
+    };
+    let world = World::start(&[("new.yaml", &entry("a", 2024)), ("old.yaml", &entry("b", 2020))]).await;
+    let subscriber = world.subscriber().await;
+    let table = shown(&world, &["status"]).await;
+    for part in ["new.yaml", "spec.address", "10.0.0.7 belongs to WorkloadEntry shop/b"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    let outdone = |name: &str| {
+        subscriber.workload(&format!("Kubernetes/networking.istio.io/WorkloadEntry/shop/{name}")).1.outdone
+    };
+    assert!(outdone("a") && !outdone("b"));
+}
+
+#[tokio::test]
 async fn meshctl_explains_a_connection() {
     let client = pod("client", "10.0.0.9")
         .replace("app: web", "app: client")

@@ -40,6 +40,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
             cluster: "c".into(),
             meshed: false,
             outbound_meshed: false,
+            outdone: false,
             host_network: false,
             healthy: true,
             weight: 1,

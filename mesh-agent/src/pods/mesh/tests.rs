@@ -1,7 +1,8 @@
 use mesh_common::api::istio::workload as wire;
+use mesh_common::api::mesh::v1::WorkloadExtension;
 
 use super::*;
-use crate::snapshot::fixtures::{of_service, of_workload, removal, service, update};
+use crate::snapshot::fixtures::{extend_workload, of_service, of_workload, removal, service, update};
 use crate::snapshot::{Delta, Locality};
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -87,19 +88,54 @@ fn who_shares_its_nodes_address_is_not_found_by_it() {
 }
 
 #[test]
-fn an_address_that_two_claim_is_the_later_ones_while_it_is_there() {
-    for first_goes in [true, false] {
+fn an_address_that_two_claim_is_the_same_ones_whoever_came_first() {
+    for (first, second) in [(A, B), (B, A)] {
         let mut world = World::new();
-        world.pod(A, "10.0.0.1", &[]);
-        world.pod(B, "10.0.0.1", &[]);
-        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(B));
-        let (goes, stays) = if first_goes { (A, B) } else { (B, A) };
-        world.apply(removal(&[goes]));
-        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(stays));
-        world.apply(removal(&[stays]));
+        world.pod(first, "10.0.0.1", &[]);
+        world.pod(second, "10.0.0.1", &[]);
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A), "{first} came first");
+        // Announced again, nothing changes.
+        world.pod(second, "10.0.0.1", &["shop/web.shop.svc"]);
+        assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A), "{first} came first");
+        for (goes, stays) in [(A, B), (B, A)] {
+            world.apply(removal(&[goes]));
+            assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(stays));
+            world.pod(goes, "10.0.0.1", &[]);
+            assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A));
+        }
+        world.apply(removal(&[A, B]));
         assert_eq!(world.name("10.0.0.1:80"), None);
         assert!(world.mesh.read().outdone.is_empty() && world.mesh.read().by_uid.is_empty());
     }
+}
+
+#[test]
+fn the_control_plane_says_whose_an_address_is() {
+    let announce = |world: &mut World, uid: &str, outdone: bool| {
+        let extension = WorkloadExtension { outdone, ..WorkloadExtension::default() };
+        let workload = extend_workload(workload(uid, "10.0.0.1", "node-b", &[]), &extension);
+        world.apply(update(&[of_workload(workload, if outdone { "outdone" } else { "not" })]));
+    };
+    let mut world = World::new();
+    announce(&mut world, A, false);
+    announce(&mut world, B, false);
+    assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A));
+    let identity = meshed("10.0.0.1:80").identity;
+    let mut changed = world.mesh.changed();
+    announce(&mut world, A, true);
+    assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(B));
+    // Who meant the former has the grace time.
+    assert!(world.mesh.still("10.0.0.1".parse().unwrap(), Some(&identity)).is_some());
+    world.mesh.tick(world.now + GRACE);
+    assert!(changed.has_changed().unwrap());
+    changed.mark_unchanged();
+    announce(&mut world, B, true);
+    announce(&mut world, A, false);
+    assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A));
+    // A pod that is outdone is before an entry that is not.
+    announce(&mut world, A, true);
+    announce(&mut world, "c/networking.istio.io/WorkloadEntry/evil/web", false);
+    assert_eq!(world.name("10.0.0.1:80").as_deref(), Some(A));
 }
 
 #[test]

@@ -107,9 +107,11 @@ fn a_workload_is_read() {
         terminating_in: vec![WEB.to_owned()],
         udp_services: [(WEB.to_owned(), wire::PortList { ports: ports(&[(80, 5080)]) })].into(),
         outbound_meshed: true,
+        outdone: true,
     };
     let workload = parsed_workload(extend_workload(message, &extension));
     assert!(!workload.outbound_meshed, "it shares the network of its node");
+    assert!(workload.outdone);
     assert_eq!((&*workload.uid(), &*workload.name), (POD, "web-1"));
     assert_eq!(
         (&*workload.account().namespace, &*workload.account().service_account, &*workload.node),
