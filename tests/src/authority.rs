@@ -107,12 +107,18 @@ impl Authority {
         Ok(Self { root, issuing, issuing_key, issuer: Issuer::new(params, key) })
     }
 
-    /// Gives it to a control plane that has not started yet, in Istio's layout.
+    /// Gives it to a control plane, in Istio's layout.
     pub fn install(&self, dir: &Path) -> anyhow::Result<()> {
+        self.install_beside(&[], dir)
+    }
+
+    /// The same, while these are trusted as well.
+    pub fn install_beside(&self, others: &[&Self], dir: &Path) -> anyhow::Result<()> {
         std::fs::create_dir_all(dir)?;
         let issuing = self.issuing.pem();
+        let roots = others.iter().fold(self.root.clone(), |all, other| all + &other.root);
         for (name, text) in [
-            ("root-cert.pem", &self.root),
+            ("root-cert.pem", &roots),
             ("ca-cert.pem", &issuing),
             ("cert-chain.pem", &issuing),
             ("ca-key.pem", &self.issuing_key),

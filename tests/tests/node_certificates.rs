@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::ensure;
-use mesh_harness::{AgentOptions, Clock, Cluster, Node, Pod, agent, needs, peer, until};
+use mesh_harness::{AgentOptions, Clock, Cluster, ControlOptions, Node, Pod, agent, needs, peer, until};
 use mesh_tests::Mesh;
 use mesh_tests::authority::{Authority, Credential, Leaf, dns, self_signed, uri};
 use mesh_tests::tunnel::{self, Impostor, Tunnel};
@@ -34,19 +34,40 @@ impl Scene {
 
     /// The agents with such variables in their environment.
     fn on(cluster: Cluster, environment: impl Fn(usize) -> Vec<(String, String)>) -> anyhow::Result<Self> {
+        let revoked = cluster.dir().join("crl.pem");
+        Self::with(cluster, &ControlOptions::default(), |number| AgentOptions {
+            environment: environment(number),
+            ..AgentOptions::with(&["--crl", &revoked.to_string_lossy()])
+        })
+    }
+
+    /// Certificates of so short a life that agents soon learn of another root. Nobody has a revocation list.
+    fn rotating() -> anyhow::Result<Self> {
+        let lifetime = ["--certificate-lifetime", "6s"].map(Into::into).into();
+        let control = ControlOptions { arguments: lifetime, ..ControlOptions::default() };
+        Self::with(Cluster::start()?, &control, |_node| AgentOptions::default())
+    }
+
+    fn with(
+        cluster: Cluster,
+        control: &ControlOptions,
+        options: impl Fn(usize) -> AgentOptions,
+    ) -> anyhow::Result<Self> {
         let authority = Authority::new()?;
         authority.install(&cluster.dir().join("control/ca"))?;
         let revoked = cluster.dir().join("crl.pem");
         std::fs::write(&revoked, authority.revoke(&[])?)?;
         let nodes = [cluster.node("z1")?, cluster.node("z2")?];
-        let control = cluster.control()?;
-        let start = |(number, node): (usize, &Rc<Node>)| {
-            let options = AgentOptions::with(&["--crl", &revoked.to_string_lossy()]);
-            node.agent_with(&AgentOptions { environment: environment(number), ..options })
-        };
+        let control = cluster.control_with(control)?;
+        let start = |(number, node): (usize, &Rc<Node>)| node.agent_with(&options(number));
         let agents = nodes.iter().enumerate().map(start).collect::<Result<_, _>>()?;
         let mesh = Mesh { agents, control, nodes: nodes.into(), cluster };
         Ok(Self { authority, revoked, mesh })
+    }
+
+    /// Lets another authority sign, while those of `beside` are trusted as well.
+    fn rotate(&self, to: &Authority, beside: &[&Authority]) -> anyhow::Result<()> {
+        to.install_beside(beside, &self.mesh.cluster.dir().join("control/ca"))
     }
 
     fn good(&self, account: &str) -> anyhow::Result<Credential> {
@@ -149,7 +170,10 @@ struct Witnessed {
 
 impl Witnessed {
     fn start() -> anyhow::Result<Self> {
-        let scene = Scene::start()?;
+        Self::of(Scene::start()?)
+    }
+
+    fn of(scene: Scene) -> anyhow::Result<Self> {
         let server = scene.mesh.client(1, "server")?;
         let witness = Witness::start(&server)?;
         let client = scene.mesh.nodes[0].pod("client")?;
@@ -229,6 +253,47 @@ fn a_revoked_client_gets_in_no_more_and_what_it_had_open_ends() -> anyhow::Resul
     ensure!(of_other.hear_data()? == b"witness\n");
     ensure!(Tunnel::dial(&client, to, &other)?.converse(application, WHO)? == b"witness\n");
     Ok(())
+}
+
+#[test]
+fn a_client_whose_root_is_dropped_gets_in_no_more_and_what_it_had_open_ends() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let Witnessed { client, witness, server, scene } = Witnessed::of(Scene::rotating()?)?;
+    let (to, application) = (server.address(tunnel::PORT), server.address(8080));
+    let former = tunnel::client(&scene.good("client")?)?;
+    let mut open = Tunnel::dial(&client, to, &former)?;
+    ensure!(open.converse(application, WHO)? == b"witness\n");
+    let next = Authority::new()?;
+    scene.rotate(&next, &[&scene.authority])?;
+    let renewed = tunnel::client(&next.issue(&Leaf::of(&of_account("client"))?)?)?;
+    let mut newer = until("a client of the new root gets in", Duration::from_secs(20), || {
+        let mut tunnel = Tunnel::dial(&client, to, &renewed)?;
+        ensure!(tunnel.converse(application, WHO)? == b"witness\n");
+        Ok(tunnel)
+    })?;
+    let goes_on = |tunnel: &mut Tunnel| -> anyhow::Result<()> {
+        tunnel.say_on(WHO)?;
+        ensure!(tunnel.hear_data()? == b"witness\n");
+        Ok(())
+    };
+    goes_on(&mut open)?;
+    scene.rotate(&next, &[])?;
+    until("what a client of the old root had open ends", Duration::from_secs(20), || {
+        let heard = open.say_on(WHO).and_then(|()| open.hear_data());
+        ensure!(heard.is_err(), "it goes on");
+        Ok(())
+    })?;
+    goes_on(&mut newer)?;
+    witness.told();
+    // By a session of before as well.
+    let mut refused = Tunnel::dial(&client, to, &former)?;
+    let Err(error) = refused.converse(application, WHO) else { anyhow::bail!("it is let in") };
+    let alert = tunnel::alert(&error).map(|alert| format!("{alert:?}"));
+    ensure!(!refused.is_resumed() && alert.as_deref() == Some("DecryptError"), "{error}");
+    let told = witness.told();
+    ensure!(told == (0, vec![]), "the application was told {told:?}");
+    ensure!(Tunnel::dial(&client, to, &renewed)?.converse(application, WHO)? == b"witness\n");
+    goes_on(&mut newer)
 }
 
 /// An agent on node 1, with a client, and a workload of node 2 whose tunnels end at the test itself.
@@ -333,6 +398,38 @@ fn a_revoked_server_hears_nothing_more_and_what_was_open_ends() -> anyhow::Resul
     ensure!(heard.refusals.iter().all(|refusal| refusal == "CertificateRevoked"), "{heard:?}");
     world.impostor.present(&other)?;
     world.is_refused("another of the same workload", false)
+}
+
+#[test]
+fn a_server_whose_root_is_dropped_hears_nothing_more_and_what_was_open_ends() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let world = Impersonated::on(Scene::rotating()?)?;
+    let (to, next) = (world.server.address(8080), Authority::new()?);
+    let (mut of_former, held) = peer::hold(&world.client, &to, 2)?;
+    ensure!(held.alive == 2, "{held:?}");
+    world.scene.rotate(&next, &[&world.scene.authority])?;
+    world.impostor.present(&next.issue(&Leaf::of(&of_account("server"))?)?)?;
+    // Asked all the while, since the impostor gives up who says nothing for long.
+    until("a server of the new root is taken", Duration::from_secs(20), || {
+        let former = of_former.ask()?;
+        ensure!(former.alive == 2, "{former:?}");
+        let seen = peer::connect(&world.client, &to).count(1).run()?;
+        ensure!(seen.of("impostor") == 1, "{seen:?}");
+        Ok(())
+    })?;
+    let (mut of_next, held) = peer::hold(&world.client, &to, 2)?;
+    ensure!(held.alive == 2, "{held:?}");
+    world.scene.rotate(&next, &[])?;
+    until("what was open to a server of the old root ends", Duration::from_secs(20), || {
+        let (former, next) = (of_former.ask()?, of_next.ask()?);
+        ensure!(former.alive == 0 && next.alive == 2, "{former:?}, {next:?}");
+        Ok(())
+    })?;
+    of_next.close()?;
+    world.impostor.present(&world.scene.good("server")?)?;
+    world.is_refused("of the old root", true)?;
+    world.impostor.present(&next.issue(&Leaf::of(&of_account("server"))?)?)?;
+    world.is_refused("of the new root", false)
 }
 
 /// Certificates of `account` that are valid from and to so many seconds from now on: by the right time, all of them are.

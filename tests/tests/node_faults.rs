@@ -104,31 +104,41 @@ fn issuer_and_root_are_exchanged_without_a_failure() -> anyhow::Result<()> {
     let scene = Scene::start(&AgentOptions::default(), &short_lived())?;
     let dir = scene.mesh.cluster.dir().join("control/ca");
     let root = std::fs::read_to_string(dir.join("root-cert.pem"))?;
-    scene.without_a_failure(|| {
-        for step in ["new-issuer", "add-root", "use-root", "drop-roots"] {
-            let dir = dir.to_string_lossy();
-            // It says itself when it is too early.
-            until(&format!("meshctl ca {step}"), Duration::from_secs(20), || {
-                let done = scene.mesh.control.meshctl(&[
-                    "ca",
-                    step,
-                    "--ca-dir",
-                    &dir,
-                    "--certificate-lifetime",
-                    LIFETIME,
-                ])?;
-                ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let take = |step: &str| -> anyhow::Result<()> {
+        let dir = dir.to_string_lossy();
+        // It says itself when it is too early.
+        until(&format!("meshctl ca {step}"), Duration::from_secs(20), || {
+            let done = scene.mesh.control.meshctl(&[
+                "ca",
+                step,
+                "--ca-dir",
+                &dir,
+                "--certificate-lifetime",
+                LIFETIME,
+            ])?;
+            ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            Ok(())
+        })?;
+        for agent in &scene.mesh.agents {
+            let before = expiries(agent)?;
+            until("all certificates are new", Duration::from_secs(20), || {
+                let now = expiries(agent)?;
+                ensure!(now.is_disjoint(&before), "{now:?}");
                 Ok(())
             })?;
-            for agent in &scene.mesh.agents {
-                let before = expiries(agent)?;
-                until("all certificates are new", Duration::from_secs(20), || {
-                    let now = expiries(agent)?;
-                    ensure!(now.is_disjoint(&before), "{now:?}");
-                    Ok(())
-                })?;
-            }
         }
+        Ok(())
+    };
+    let (mut of_the_old_root, _held) = peer::hold(&scene.client, &scene.strict.pod.address(8080), 3)?;
+    scene.without_a_failure(|| ["new-issuer", "add-root", "use-root"].into_iter().try_for_each(take))?;
+    let held = of_the_old_root.ask()?;
+    ensure!(held.alive == 3, "both roots are trusted: {held:?}");
+    // No tunnel of the old root takes another stream.
+    std::thread::sleep(Duration::from_secs(7));
+    scene.without_a_failure(|| take("drop-roots"))?;
+    until("what was open under the old root has ended", Duration::from_secs(5), || {
+        let held = of_the_old_root.ask()?;
+        ensure!(held.alive == 0, "{held:?}");
         Ok(())
     })?;
     let now = std::fs::read_to_string(dir.join("root-cert.pem"))?;

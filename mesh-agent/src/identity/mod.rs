@@ -2,7 +2,7 @@
 //!
 //! Parts without IO, in reading order: `spiffe` names identities, `request` and `answer` are the two messages of a
 //! certificate authority, `schedule` decides when which certificate is fetched, `announced` which ones the node needs. Around
-//! them: `access` opens connections to the control plane, `store` holds what is in force, `task` ties them together. Private
+//! them: `access` opens connections to the control plane, `store` holds what is in force, `trust` the roots, `task` ties them together. Private
 //! keys are made here and never written anywhere.
 
 pub mod access;
@@ -15,6 +15,7 @@ pub mod schedule;
 mod spiffe;
 mod store;
 mod task;
+mod trust;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +27,7 @@ pub use announced::{Announced, PATIENCE, Wanted, spiffe_of};
 pub use spiffe::{InvalidSpiffeId, SpiffeId, names_node};
 pub use store::Store;
 pub use task::run;
+pub use trust::{Roots, Trust};
 
 /// The certificate of a workload with all that a handshake needs.
 #[derive(Debug)]
@@ -44,4 +46,7 @@ pub struct WorkloadCertificate {
 pub trait Certificates: Send + Sync {
     /// The one to use for `id` now; `None` when there is none yet, or it has expired.
     fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>>;
+
+    /// Whom to trust now, whatever certificate one has.
+    fn trusted(&self) -> &Arc<Trust>;
 }

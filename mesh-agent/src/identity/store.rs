@@ -7,11 +7,14 @@ use std::time::SystemTime;
 use rustls::sign::CertifiedKey;
 
 use super::answer::{self, Answer, Bundle};
-use super::{Certificates, SpiffeId, WorkloadCertificate};
+use super::{Certificates, SpiffeId, Trust, WorkloadCertificate};
 
 /// Certificates by identity, and this node's own.
 #[derive(Debug, Default)]
-pub struct Store(RwLock<Held>);
+pub struct Store {
+    held: RwLock<Held>,
+    trust: Arc<Trust>,
+}
 
 #[derive(Debug, Default)]
 struct Held {
@@ -44,6 +47,10 @@ pub struct OwnCertificate {
 impl Certificates for Store {
     fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
         self.at(id, SystemTime::now())
+    }
+
+    fn trusted(&self) -> &Arc<Trust> {
+        &self.trust
     }
 }
 
@@ -126,6 +133,8 @@ impl Store {
                 serial: held.serial,
             });
         }
+        // After the certificates: whoever learns of it finds these roots with each of them.
+        self.trust.set(Arc::clone(&roots.store));
         strange
     }
 
@@ -136,11 +145,11 @@ impl Store {
 
     // Nothing in here panics half-way through a change; a reader that panicked with the lock has changed nothing.
     fn read(&self) -> RwLockReadGuard<'_, Held> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Held> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.held.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use self::figures::Figures;
 use self::host::{Denied, Enrolled, Event, Judge, Kernel};
@@ -131,7 +131,8 @@ pub struct Pods {
     /// Of workloads that have gone.
     ending: BTreeMap<Arc<str>, Task>,
     phase: watch::Sender<Phase>,
-    policy: JoinHandle<()>,
+    /// They let connections be looked at anew, and end with this.
+    _looking: JoinSet<()>,
 }
 
 impl Pods {
@@ -151,7 +152,9 @@ impl Pods {
             events,
         } = parts;
         let figures = Arc::new(Figures::of(threads.looks()));
-        let policy = tokio::spawn(look_again(judge.changed(), Arc::clone(&mesh)));
+        let mut looking = JoinSet::new();
+        looking.spawn(look_again(judge.changed(), Arc::clone(&mesh)));
+        looking.spawn(look_again(certificates.trusted().changed(), Arc::clone(&mesh)));
         let shared = Arc::new(Shared {
             kernel,
             judge,
@@ -169,7 +172,7 @@ impl Pods {
             complained: AtomicBool::new(false),
         });
         let phase = watch::Sender::new(Phase::Serving);
-        Ok(Self { shared, pods: BTreeMap::new(), ending: BTreeMap::new(), phase, policy })
+        Ok(Self { shared, pods: BTreeMap::new(), ending: BTreeMap::new(), phase, _looking: looking })
     }
 
     /// What they have done, and use.
@@ -266,15 +269,9 @@ impl Pods {
     }
 }
 
-impl Drop for Pods {
-    fn drop(&mut self) {
-        self.policy.abort();
-    }
-}
-
-/// A change of policy concerns connections as a change of endpoints does.
-async fn look_again(mut policy: watch::Receiver<u64>, mesh: Arc<Mesh>) {
-    while policy.changed().await.is_ok() {
+/// A change of policy, or of whom to trust, concerns connections as a change of endpoints does.
+async fn look_again<T>(mut changes: watch::Receiver<T>, mesh: Arc<Mesh>) {
+    while changes.changed().await.is_ok() {
         mesh.bump();
     }
 }

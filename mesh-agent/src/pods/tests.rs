@@ -4,6 +4,7 @@
 mod hostile;
 mod life;
 mod traffic;
+mod trust;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -150,7 +150,7 @@ pub trait Inward: Send + Sync + 'static {
     fn still(&self, wanted: &Wanted) -> bool;
     /// A connection to the application, from within the pod's network namespace.
     fn dial<'a>(&'a self, wanted: &'a Wanted) -> Later<'a, io::Result<Application>>;
-    /// A number that changes with whatever [`Inward::permits`] decides by, and when certificates are revoked.
+    /// A number that changes with whatever [`Inward::permits`] decides by, and when certificates are revoked or roots change.
     fn changed(&self) -> watch::Receiver<u64>;
     /// Told once for each connection that ends or is refused.
     fn finished(&self, wanted: &Wanted, outcome: &Outcome);
@@ -165,7 +165,8 @@ pub enum Outcome {
     Ended(Moved),
     /// It was torn down, with why.
     Cut(Moved, String),
-    /// It was ended, since it may no longer be: by policy, by a certificate that was revoked, or since its endpoint has gone.
+    /// It was ended, since it may no longer be: by policy, by a certificate that was revoked or whose root was dropped, or since its
+    /// endpoint has gone.
     Revoked,
 }
 

@@ -36,6 +36,7 @@ fn a_certificate_is_given_out_in_its_time_only() {
 fn serial_numbers_change_with_certificates_and_with_roots() {
     let (store, root, next) = (Store::default(), Authority::new("root"), Authority::new("next"));
     let serial = |account| store.current(&id(account)).unwrap().serial;
+    let changed = store.trusted().changed();
     assert!(take(&store, &root, "a", 1).is_empty());
     let first = serial("a");
     assert!(take(&store, &root, "b", 2).is_empty());
@@ -43,6 +44,7 @@ fn serial_numbers_change_with_certificates_and_with_roots() {
     take(&store, &root, "a", 3);
     let second = serial("a");
     assert_ne!(second, first);
+    assert_eq!(store.trusted().generation(), 1);
     // Another root altogether: what does not lead to it is told, and its readers learn of the roots.
     let mut strange = take(&store, &next, "c", 4);
     strange.sort();
@@ -50,6 +52,8 @@ fn serial_numbers_change_with_certificates_and_with_roots() {
     assert!(serial("a") > second);
     let roots = |account| store.current(&id(account)).unwrap().roots.clone();
     assert!(Arc::ptr_eq(&roots("a"), &roots("c")));
+    assert_eq!(store.trusted().generation(), 2);
+    assert!(changed.has_changed().unwrap() && Arc::ptr_eq(&changed.borrow().store, &roots("a")));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use rustls::{ClientConfig, ServerConfig, version};
 use super::peer::{PeerVerifier, Wanted};
 use super::revocation::{Lists, Revocations};
 use super::secret::Listener;
+use super::standing::Chains;
 use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
 
 /// Peers of one identity that a configuration is kept for; the next one empties the table, which costs handshakes, not
@@ -91,6 +92,8 @@ pub struct Configs {
     /// What a client offers, and a server takes, the best first.
     protocols: Vec<Protocol>,
     revocations: Arc<Revocations>,
+    /// Those that peers have shown.
+    chains: Arc<Chains>,
     made: Mutex<HashMap<SpiffeId, Made>>,
 }
 
@@ -109,8 +112,14 @@ impl Configs {
             ],
             ..aws_lc_rs::default_provider()
         };
-        let revocations = Revocations::none();
-        Self { certificates, provider: Arc::new(provider), protocols, revocations, made: Mutex::default() }
+        Self {
+            certificates,
+            provider: Arc::new(provider),
+            protocols,
+            revocations: Revocations::none(),
+            chains: Arc::default(),
+            made: Mutex::default(),
+        }
     }
 
     /// Honouring these revocation lists, as they are whenever a handshake is made.
@@ -184,6 +193,8 @@ impl Configs {
             wanted,
             revocations: Arc::clone(&self.revocations),
             lists: Arc::clone(lists),
+            trust: Arc::clone(self.certificates.trusted()),
+            chains: Arc::clone(&self.chains),
         }))
     }
 

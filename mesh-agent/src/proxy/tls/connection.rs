@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 
 use super::configs::Protocol;
-use super::revocation::Standing;
 use super::session::{Reader, Writer};
+use super::standing::Standing;
 use crate::identity::SpiffeId;
 
 /// A secured connection, its record layer apart from its socket.
@@ -32,7 +32,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Whether a stream may begin on it: the peer's certificate is valid, and nothing has been revoked since it was verified.
+    /// Whether a stream may begin on it: the peer's certificate is valid, nothing has been revoked since it was verified, and its root is trusted
+    /// still.
     pub fn may_begin(&self) -> bool {
         SystemTime::now() < self.until && self.standing.is_current()
     }

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Configs, HandshakeError, Protocol, Tls, accept, connect};
-use crate::identity::{Certificates, SpiffeId, WorkloadCertificate};
+use crate::identity::{Certificates, SpiffeId, Trust, WorkloadCertificate};
 
 pub(crate) fn id(text: &str) -> SpiffeId {
     format!("spiffe://cluster.local/{text}").parse().unwrap()
@@ -29,6 +29,8 @@ pub(crate) fn client() -> SpiffeId {
 pub(crate) fn server() -> SpiffeId {
     id("ns/shop/sa/server")
 }
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 /// An authority of its own.
 pub(crate) struct Authority {
@@ -56,13 +58,22 @@ impl Wanted {
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
+        let (key, params) = (KeyPair::generate().unwrap(), Self::params());
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), root }
+    }
+
+    fn params() -> CertificateParams {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        let root = params.self_signed(&key).unwrap().der().clone();
-        Self { issuer: Issuer::new(params, key), root }
+        params
+    }
+
+    /// Another authority's certificate for this one, for who knows only that other one.
+    pub(crate) fn vouched_for_by(&self, other: &Self) -> CertificateDer<'static> {
+        Self::params().signed_by(self.issuer.key(), &other.issuer).unwrap().der().clone()
     }
 
     /// A list, in PEM, of these certificates.
@@ -94,7 +105,6 @@ impl Authority {
     }
 
     pub(crate) fn issue(&self, wanted: &Wanted) -> WorkloadCertificate {
-        static SERIAL: AtomicU64 = AtomicU64::new(1);
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names =
@@ -116,25 +126,49 @@ impl Authority {
     }
 }
 
-/// The certificates of a node.
+/// The certificates of a node, and whom it trusts: at first whom the first of them came with.
 #[derive(Default)]
-pub(crate) struct Held(Mutex<HashMap<SpiffeId, Arc<WorkloadCertificate>>>);
-
-impl Held {
-    pub(crate) fn set(&self, id: &SpiffeId, certificate: WorkloadCertificate) {
-        self.0.lock().unwrap().insert(id.clone(), Arc::new(certificate));
-    }
+pub(crate) struct Held {
+    certificates: Mutex<HashMap<SpiffeId, Arc<WorkloadCertificate>>>,
+    trust: Arc<Trust>,
 }
 
 impl Held {
+    pub(crate) fn set(&self, id: &SpiffeId, certificate: WorkloadCertificate) {
+        if self.trust.generation() == 0 {
+            self.trust.set(Arc::clone(&certificate.roots));
+        }
+        self.certificates.lock().unwrap().insert(id.clone(), Arc::new(certificate));
+    }
+
     pub(crate) fn remove(&self, id: &SpiffeId) {
-        self.0.lock().unwrap().remove(id);
+        self.certificates.lock().unwrap().remove(id);
+    }
+
+    /// Other roots, for every certificate.
+    pub(crate) fn trust_in(&self, authorities: &[&Authority]) {
+        let mut roots = rustls::RootCertStore::empty();
+        authorities.iter().for_each(|authority| roots.add(authority.root.clone()).unwrap());
+        let roots = Arc::new(roots);
+        for certificate in self.certificates.lock().unwrap().values_mut() {
+            *certificate = Arc::new(WorkloadCertificate {
+                certified: Arc::clone(&certificate.certified),
+                roots: Arc::clone(&roots),
+                not_after: certificate.not_after,
+                serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            });
+        }
+        self.trust.set(roots);
     }
 }
 
 impl Certificates for Held {
     fn current(&self, id: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
-        self.0.lock().unwrap().get(id).cloned()
+        self.certificates.lock().unwrap().get(id).cloned()
+    }
+
+    fn trusted(&self) -> &Arc<Trust> {
+        &self.trust
     }
 }
 

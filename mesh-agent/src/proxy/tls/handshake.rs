@@ -267,6 +267,10 @@ impl<E: End> Driver<E> {
         if standing.has_lapsed() {
             return Err(NotTrusted::ListLapsed.into());
         }
+        // The roots are those of when it began.
+        if !standing.is_trusted() {
+            return Err(NotTrusted::RootDropped.into());
+        }
         let resumed = self.end.handshake_kind() == Some(HandshakeKind::Resumed);
         let (first, tickets) = self.end.finish()?;
         let (receive, send) = E::directions(self.secrets);

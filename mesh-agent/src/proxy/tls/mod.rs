@@ -12,6 +12,7 @@ mod record;
 mod revocation;
 mod secret;
 mod session;
+mod standing;
 
 pub use configs::{ConfigError, Configs, NoCertificate, Protocol};
 pub use connection::Tls;
@@ -19,8 +20,9 @@ pub use handshake::{HandshakeError, accept, connect};
 pub use io::TlsIo;
 pub use peer::{NotTrusted, identity_of};
 pub use record::{HEADER, MAX_PLAINTEXT, OVERHEAD, RecordError};
-pub use revocation::{Revocations, Standing};
+pub use revocation::Revocations;
 pub use session::{Event, Reader, TlsError, Writer};
+pub use standing::Standing;
 
 #[cfg(any(test, fuzzing))]
 #[expect(clippy::unwrap_used, reason = "only tests and fuzz targets have it")]

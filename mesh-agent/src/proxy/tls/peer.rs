@@ -15,8 +15,9 @@ use rustls::{
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::revocation::{Lists, Revocations, Standing};
-use crate::identity::SpiffeId;
+use super::revocation::{Lists, Revocations};
+use super::standing::{Chains, Side, Standing};
+use crate::identity::{SpiffeId, Trust};
 
 /// Why a peer's certificate is refused, beside its chain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +50,9 @@ pub enum NotTrusted {
     /// A resumed session whose issuers' revocation list has ended meanwhile.
     #[error("the revocation list that the resumed session was judged by is not valid now")]
     ListLapsed,
+    /// The bundle has changed while the handshake was under way, or since the session that it resumed.
+    #[error("the certificate does not lead to a root that is trusted now")]
+    RootDropped,
 }
 
 impl From<NotTrusted> for Error {
@@ -83,6 +87,16 @@ pub(super) enum Wanted {
     TrustDomain(String),
 }
 
+impl Wanted {
+    /// At which end of the connection such a peer is.
+    fn side(&self) -> Side {
+        match self {
+            Self::Workload(_) => Side::Server,
+            Self::TrustDomain(_) => Side::Client,
+        }
+    }
+}
+
 /// Verifies peers for one configuration.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
@@ -94,12 +108,17 @@ pub(super) struct PeerVerifier {
     pub(super) revocations: Arc<Revocations>,
     /// What was revoked when this was made.
     pub(super) lists: Arc<Lists>,
+    /// Whom to trust later.
+    pub(super) trust: Arc<Trust>,
+    pub(super) chains: Arc<Chains>,
 }
 
 impl PeerVerifier {
-    /// The peer's certificate, for when it is revoked later.
+    /// The peer's certificate, for when it is revoked later, or its root is trusted no more.
     pub(super) fn standing(&self, chain: &[CertificateDer<'_>]) -> Result<Standing, NotTrusted> {
-        Standing::new(&self.revocations, &self.lists, chain)
+        let verified_by = (&*self.trust, &self.roots);
+        let chain = self.chains.of(chain, self.wanted.side(), &self.provider, verified_by)?;
+        Standing::new(&self.revocations, &self.lists, &self.trust, chain)
     }
 
     fn usable(&self) -> Result<(), Error> {

@@ -86,7 +86,7 @@ impl Revocations {
         self.is_current(lists.generation)
     }
 
-    fn is_current(&self, generation: u64) -> bool {
+    pub(super) fn is_current(&self, generation: u64) -> bool {
         self.generation.load(Ordering::Acquire) == generation
     }
 
@@ -109,63 +109,28 @@ impl Lists {
         }
     }
 
+    /// Whether one of these, by their [`number`], is on them.
+    pub(super) fn revoke(&self, chain: &[u64]) -> bool {
+        chain.iter().any(|certificate| self.revoked.contains(certificate))
+    }
+
+    /// Until when they say something of the certificates of a chain; none: without end.
+    ///
+    /// # Errors
+    ///
+    /// One of the certificates cannot be read.
+    pub(super) fn until(&self, chain: &[CertificateDer<'_>]) -> Result<Option<SystemTime>, NotTrusted> {
+        let mut until = None::<SystemTime>;
+        for certificate in chain.iter().filter(|_| !self.ends.is_empty()) {
+            let end = self.ends.get(parse_certificate(certificate)?.issuer().as_raw()).copied().flatten();
+            until = end.map_or(until, |end| Some(until.map_or(end, |until| until.min(end))));
+        }
+        Ok(until)
+    }
+
     /// Whether nothing is to be asked of them.
     pub(super) fn is_empty(&self) -> bool {
         self.lists.is_empty() && self.broken.is_none()
-    }
-}
-
-/// A verified peer's certificate and its issuers', for when one of them is revoked later.
-#[derive(Debug, Clone)]
-pub struct Standing {
-    revocations: Arc<Revocations>,
-    /// Of the lists that it was verified by.
-    generation: u64,
-    /// Until when these say something of it.
-    until: Option<SystemTime>,
-    chain: Arc<[u64]>,
-}
-
-impl Standing {
-    /// # Errors
-    ///
-    /// One of the certificates cannot be read, so that nobody would notice its revocation.
-    pub(super) fn new(
-        revocations: &Arc<Revocations>,
-        lists: &Lists,
-        chain: &[CertificateDer<'_>],
-    ) -> Result<Self, NotTrusted> {
-        let mut until = None::<SystemTime>;
-        let numbered = |certificate| {
-            let parsed = parse_certificate(certificate)?;
-            let end = lists.ends.get(parsed.issuer().as_raw()).copied().flatten();
-            until = end.map_or(until, |end| Some(until.map_or(end, |until| until.min(end))));
-            Ok(number(parsed.issuer().as_raw(), parsed.raw_serial()))
-        };
-        let chain = chain.iter().map(numbered).collect::<Result<_, NotTrusted>>()?;
-        Ok(Self { revocations: Arc::clone(revocations), generation: lists.generation, until, chain })
-    }
-
-    /// Whether the lists are those that it was verified by, and none of them has lapsed since. Else it has to be verified anew before anything
-    /// begins.
-    pub fn is_current(&self) -> bool {
-        self.revocations.is_current(self.generation) && !self.has_lapsed()
-    }
-
-    /// Until when the lists that it was verified by say something; none: without end.
-    pub fn until(&self) -> Option<SystemTime> {
-        self.until
-    }
-
-    /// Whether a list that it was verified by says nothing any more.
-    pub(super) fn has_lapsed(&self) -> bool {
-        self.until.is_some_and(|until| SystemTime::now() >= until)
-    }
-
-    /// Whether it has been revoked meanwhile.
-    pub fn is_revoked(&self) -> bool {
-        let lists = self.revocations.now();
-        self.chain.iter().any(|certificate| lists.revoked.contains(certificate))
     }
 }
 
@@ -197,7 +162,7 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
 }
 
 /// What a certificate is called here: two of them share a number with a chance of one in 10¹⁹.
-fn number(issuer: &[u8], serial: &[u8]) -> u64 {
+pub(super) fn number(issuer: &[u8], serial: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     // Leading zeros are how the number is written.
     let serial = serial.iter().skip_while(|byte| **byte == 0).collect::<Vec<_>>();
