@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, Der, TrustAnchor};
+use rustls::server::WebPkiClientVerifier;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::peer::{NotTrusted, parse as parse_certificate};
+use crate::identity::answer::provider;
 
 /// The lists as the file has them now.
 #[derive(Debug)]
@@ -96,7 +99,8 @@ impl Revocations {
 }
 
 impl Lists {
-    fn of(content: Result<Vec<u8>, String>) -> Self {
+    /// By the content of a file, or why there is none.
+    pub(super) fn of(content: Result<Vec<u8>, String>) -> Self {
         let bytes = match content {
             Ok(bytes) => bytes,
             Err(reason) => return Self { broken: Some(reason), ..Self::default() },
@@ -158,7 +162,19 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         ends.entry(issuer.to_vec()).or_insert(end);
         revoked.extend(parsed.iter_revoked_certificates().map(|one| number(issuer, one.raw_serial())));
     }
+    usable(&lists)?;
     Ok((lists, revoked, ends))
+}
+
+/// Whether rustls takes them as well: it refuses more of them, such as those that say only what has changed since another.
+fn usable(lists: &[CertificateRevocationListDer<'static>]) -> Result<(), String> {
+    let empty = || Der::from_slice(&[]);
+    // Its lists are only looked at for some roots, whichever they are.
+    let nobody = TrustAnchor { subject: empty(), subject_public_key_info: empty(), name_constraints: None };
+    let roots = Arc::new(RootCertStore { roots: vec![nobody] });
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let built = verifier.with_crls(lists.iter().cloned()).build();
+    built.map(drop).map_err(|error| format!("a revocation list cannot be used: {error}"))
 }
 
 /// What a certificate is called here: two of them share a number with a chance of one in 10¹⁹.

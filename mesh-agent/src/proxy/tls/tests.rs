@@ -443,3 +443,24 @@ async fn a_list_that_cannot_be_used_refuses_everybody() {
         assert!(Revocations::read(&file).is_err(), "{content:?}");
     }
 }
+
+#[test]
+fn a_list_that_only_the_handshake_would_refuse_is_refused_when_it_is_read() {
+    use rustls::pki_types::CertificateRevocationListDer;
+    use rustls::pki_types::pem::PemObject;
+
+    let folder = Directory::new();
+    let file = folder.path().join("crl.der");
+    let whole =
+        CertificateRevocationListDer::from_pem_slice(Authority::new().revoke(&[]).as_bytes()).unwrap();
+    std::fs::write(&file, &whole).unwrap();
+    Revocations::read(&file).unwrap();
+    // What was its number is now that of the list that this one says the difference to.
+    let (number, base) = ([0x55, 0x1d, 20], [0x55, 0x1d, 27]);
+    let mut difference = whole.to_vec();
+    let at = difference.windows(3).position(|oid| oid == number).unwrap();
+    difference[at..at + 3].copy_from_slice(&base);
+    std::fs::write(&file, &difference).unwrap();
+    let error = Revocations::read(&file).unwrap_err();
+    assert!(error.starts_with("a revocation list cannot be used"), "{error}");
+}
