@@ -74,12 +74,20 @@ impl Shows {
         world: &World,
         roots: &str,
     ) -> Result<Channel, tonic::transport::Error> {
+        self.connect_to(world.control.xds_address(), roots).await
+    }
+
+    pub(crate) async fn connect_to(
+        &self,
+        address: std::net::SocketAddr,
+        roots: &str,
+    ) -> Result<Channel, tonic::transport::Error> {
         let mut tls =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots)).domain_name("mesh-control");
         if let Some((chain, key)) = &self.identity {
             tls = tls.identity(Identity::from_pem(chain, key));
         }
-        let url = format!("https://{}", world.control.xds_address());
+        let url = format!("https://{address}");
         Endpoint::from_shared(url).unwrap().tls_config(tls).unwrap().connect().await
     }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use mesh_control::Config;
 use tokio::{
-    io::AsyncReadExt as _,
-    net::TcpStream,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
@@ -13,6 +14,7 @@ use crate::{
     client::{Shows, Wanted},
     management::scrape,
     manifests::*,
+    subscriber::Subscriber,
     world::{PATIENCE, World, config},
 };
 
@@ -127,4 +129,43 @@ async fn a_connection_without_a_request_ends_and_one_with_a_stream_does_not() {
     assert_eq!(agent.next().await.put, [WEB]);
     // Who comes again is served.
     Shows::token().ask_on(channel, &Wanted::own()).await.unwrap();
+}
+
+/// Carries connections to the control plane until it is told to let go: then it carries nothing, and closes nothing.
+async fn relay(world: &World, silent: watch::Receiver<bool>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, to) = (listener.local_addr().unwrap(), world.control.xds_address());
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (mut client, mut server) = (client, TcpStream::connect(to).await.unwrap());
+        let (mut up, mut down, mut silent) = ([0; 4096], [0; 4096], silent);
+        loop {
+            tokio::select! {
+                true = async { silent.wait_for(|silent| *silent).await.is_ok() } => std::future::pending().await,
+                Ok(length @ 1..) = client.read(&mut up) => server.write_all(&up[..length]).await.unwrap(),
+                Ok(length @ 1..) = server.read(&mut down) => client.write_all(&down[..length]).await.unwrap(),
+                else => return,
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_agent_that_has_vanished_is_noticed() {
+    let world = world(|_| {}).await;
+    let (vanish, silent) = watch::channel(false);
+    let through = relay(&world, silent).await;
+    let channel = Shows::token().connect_to(through, &world.roots()).await.unwrap();
+    let mut agent = Subscriber::open_on(channel, &Shows::token(), Default::default(), None).await.unwrap();
+    agent.next().await;
+    counted(&world, "mesh_control_agents_connected 1").await;
+    vanish.send_replace(true);
+    let start = Instant::now();
+    // A ping after half a minute, and ten seconds for its answer.
+    while !scrape(&world, "/metrics").await.contains("mesh_control_agents_connected 0\n") {
+        assert!(start.elapsed() < 60 * SECOND, "it still counts as connected");
+        sleep(SECOND).await;
+    }
+    counted(&world, "mesh_control_connections 0").await;
 }

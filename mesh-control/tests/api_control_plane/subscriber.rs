@@ -85,6 +85,16 @@ impl Subscriber {
         metadata: Option<prost_types::Struct>,
     ) -> Result<Self, Status> {
         let channel = shows.connect(world).await.unwrap();
+        Self::open_on(channel, shows, first, metadata).await
+    }
+
+    /// Over a connection that is there.
+    pub(crate) async fn open_on(
+        channel: tonic::transport::Channel,
+        shows: &Shows,
+        first: DeltaDiscoveryRequest,
+        metadata: Option<prost_types::Struct>,
+    ) -> Result<Self, Status> {
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
         let (requests, outgoing) = mpsc::channel(64);
         let node = Node {
