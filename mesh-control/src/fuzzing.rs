@@ -1,6 +1,10 @@
 //! For fuzz targets: parsers of what callers send, which nothing outside this crate needs.
 
+mod agent;
+
 use std::time::{Duration, UNIX_EPOCH};
+
+pub use agent::agent_requests;
 
 use crate::auth::{JoinTokens, TokenKeys, TokenRules, claimed};
 use crate::ca::{key_of, public_key};

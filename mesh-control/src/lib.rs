@@ -5,9 +5,9 @@
 //!                          files → keeper → ca, auth → certificates ══ TLS ══════════ agents
 //! ```
 //!
-//! `manifest`, `store`, `index`, `catalog`, `explain`, `xds::session`, `auth`, `identity` and what signs in `ca` are pure; the shells
-//! around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management` and `health`; `connections` says how many of
-//! these callers may come.
+//! `manifest`, `store`, `index`, `catalog`, `explain`, `xds::session`, `xds::subscriptions`, `auth`, `identity` and what signs in `ca` are
+//! pure; the shells around them are `source`, `last_good`, `joined`, `pipeline`, `keeper`, `tls`, `certificates`, `xds::server`, `management`
+//! and `health`; `connections` says how many callers may come, and for how long they may do nothing.
 //! `pipeline` is the only writer of what is served, `keeper` of what callers are judged and certified by.
 
 mod app;

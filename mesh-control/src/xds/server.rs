@@ -1,19 +1,15 @@
 //! The shell around the sessions: a gRPC stream for each client.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
-use mesh_common::api::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, COMPLETE, MORE,
-    envoy::{
-        config::core::v3::Node,
-        service::discovery::v3::{
-            DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
-            aggregated_discovery_service_server::AggregatedDiscoveryService,
-        },
+use mesh_common::api::envoy::{
+    config::core::v3::Node,
+    service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
     },
 };
 use prost_types::value::Kind;
@@ -27,20 +23,18 @@ use tracing::{info, warn};
 
 use super::{
     agents::{Agents, Entry, bounded},
-    session::{self, Answer, Gate, Next, Session},
+    session::{Answer, Next},
+    subscriptions::{Offered, Progress, Subscriptions},
 };
 use crate::{
     auth::{Caller, Credentials, Expiry, Refusal},
-    catalog::{Catalog, Contents, Revision, Revisions, Served},
+    catalog::{Catalog, Contents},
     connections::{Peer, Serving},
     identity::is_name,
     keeper::InForce,
     metrics::Metrics,
     pipeline::{Joining, Order},
 };
-
-/// Types that one stream may ask for.
-const MAX_TYPES: usize = 16;
 
 /// What all streams have in common.
 #[derive(Clone)]
@@ -57,7 +51,7 @@ pub(crate) struct Shared {
 /// The discovery service.
 pub(crate) struct Discovery {
     shared: Shared,
-    /// Stands for every type that is not served: a client that waits for a first answer gets an empty one.
+    /// What there is of types that are not served.
     nothing: Arc<Contents>,
 }
 
@@ -96,7 +90,7 @@ impl AggregatedDiscoveryService for Discovery {
             node: String::new(),
             named: None,
             joining: None,
-            sessions: Vec::new(),
+            subscriptions: Subscriptions::default(),
         };
         tokio::spawn(client.run(request.into_inner(), send));
         Ok(Response::new(ReceiverStream::new(responses)))
@@ -117,8 +111,7 @@ struct Client {
     named: Option<String>,
     /// Completes when everybody may be told that the node has joined.
     joining: Option<oneshot::Receiver<()>>,
-    /// By type.
-    sessions: Vec<(String, Session)>,
+    subscriptions: Subscriptions,
 }
 
 type Send = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
@@ -147,7 +140,7 @@ impl Client {
             let now = *revisions.borrow_and_update();
             let mut joining = self.joining.take();
             // The first answer is to hold what follows from the client's own coming.
-            let due = if joining.is_some() { None } else { self.due(now) };
+            let due = if joining.is_some() { None } else { self.subscriptions.due(now) };
             let mut joined = false;
             tokio::select! {
                 biased;
@@ -194,65 +187,20 @@ impl Client {
         Status::from(refusal)
     }
 
-    /// The session that has something to say. Policies come before the workloads that may name them.
-    fn due(&self, now: Revisions) -> Option<usize> {
-        let policies = self.session(AUTHORIZATION_TYPE);
-        let waits = policies.is_some_and(|(_, session)| session.is_behind(now.policies));
-        let is_due = |(kind, session): &(String, Session)| match kind.as_str() {
-            ADDRESS_TYPE => !waits && session.is_due(now.addresses, Gate::Open),
-            AUTHORIZATION_TYPE => session.is_due(now.policies, self.gate(now.addresses)),
-            _ => session.is_due(0, Gate::Open),
-        };
-        let first = policies.filter(|(at, _)| is_due(&self.sessions[*at])).map(|(at, _)| at);
-        first.or_else(|| self.sessions.iter().position(is_due))
-    }
-
-    fn session(&self, kind: &str) -> Option<(usize, &Session)> {
-        let at = self.sessions.iter().position(|(other, _)| other == kind)?;
-        Some((at, &self.sessions[at].1))
-    }
-
-    /// What holds back that a policy has gone, when the addresses end at `end`.
-    fn gate(&self, end: Revision) -> Gate {
-        match self.session(ADDRESS_TYPE) {
-            Some((_, session)) => Gate::Behind { end, at: session.position() },
-            None => Gate::Open,
-        }
-    }
-
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         if let Some(node) = &request.node {
             self.introduce(node)?;
         }
-        if self.sessions.is_empty() {
+        if self.subscriptions.is_empty() {
             self.join()?;
         }
-        let at = self.sessions.iter().position(|(kind, _)| *kind == request.type_url);
-        let at = match at {
-            Some(at) => at,
-            None if self.sessions.len() < MAX_TYPES => {
-                self.sessions.push((request.type_url.clone(), Session::default()));
-                self.sessions.len() - 1
-            }
-            None => {
-                return Err(Status::resource_exhausted(format!("more than {MAX_TYPES} types on one stream")));
-            }
-        };
-        let refusal = request.error_detail.map(|error| bounded(&error.message));
-        let message = session::Request {
-            subscribe: request.resource_names_subscribe,
-            unsubscribe: request.resource_names_unsubscribe,
-            initial: request.initial_resource_versions.into_iter().collect::<HashMap<_, _>>(),
-            nonce: request.response_nonce,
-            refusal: refusal.clone(),
-        };
-        let session = &mut self.sessions[at].1;
-        let answer =
-            session.request(message).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let kind = request.type_url.clone();
+        let answered = self.subscriptions.request(request);
+        let (answer, refusal) = answered.map_err(|error| Status::resource_exhausted(error.to_string()))?;
         match answer {
             Answer::Refused => {
                 let reason = refusal.unwrap_or_default();
-                warn!(node = %self.node, kind = %request.type_url, %reason, "agent refused resources");
+                warn!(node = %self.node, %kind, %reason, "agent refused resources");
                 self.shared.metrics.rejections.inc();
                 self.entry.update(|agent| {
                     agent.rejected += 1;
@@ -321,16 +269,8 @@ impl Client {
         let catalog = Arc::clone(&self.shared.catalog);
         // Both as they were published together.
         let (addresses, policies) = (catalog.read(), catalog.policies());
-        let gate = self.gate(addresses.revision());
-        let waits = self.session(AUTHORIZATION_TYPE).is_some_and(|(_, p)| p.is_behind(policies.revision()));
-        let (kind, session) = &mut self.sessions[at];
-        let next = match kind.as_str() {
-            // A policy came since it was decided whose turn it is.
-            ADDRESS_TYPE if waits => Next::Again,
-            ADDRESS_TYPE => session.next(&addresses, Gate::Open),
-            AUTHORIZATION_TYPE => session.next(&policies, gate),
-            _ => session.next(&self.nothing, Gate::Open),
-        };
+        let offered = Offered { addresses: &addresses, policies: &policies, nothing: &self.nothing };
+        let next = self.subscriptions.next(at, &offered);
         drop((addresses, policies));
         match next {
             Next::Idle | Next::Again => Ok(None),
@@ -342,26 +282,15 @@ impl Client {
                 metrics.responses.inc();
                 metrics.resources_sent.inc_by(response.resources.len() as u64);
                 metrics.removals_sent.inc_by(response.removed.len() as u64);
-                let mark = if response.complete { COMPLETE } else { MORE };
-                Ok(Some(DeltaDiscoveryResponse {
-                    system_version_info: format!("{}{mark}", response.revision),
-                    resources: response.resources.iter().map(|served| on_wire(kind, served)).collect(),
-                    type_url: kind.clone(),
-                    nonce: response.nonce,
-                    removed_resources: response.removed.iter().map(|name| name.to_string()).collect(),
-                }))
+                Ok(Some(self.subscriptions.on_wire(at, response)))
             }
         }
     }
 
     /// Tells the status how far the agent has come.
     fn report(&self) {
-        let Some((_, session)) = self.session(ADDRESS_TYPE) else { return };
-        let settled = self.session(AUTHORIZATION_TYPE).is_none_or(|(_, policies)| policies.is_settled());
-        self.entry.update(|agent| {
-            agent.acknowledged = session.acknowledged();
-            agent.settled = session.is_settled() && settled;
-        });
+        let Some(Progress { acknowledged, settled }) = self.subscriptions.progress() else { return };
+        self.entry.update(|agent| (agent.acknowledged, agent.settled) = (acknowledged, settled));
     }
 }
 
@@ -376,15 +305,5 @@ async fn expired(until: Option<Expiry>) -> Refusal {
 async fn wait(joining: &mut Option<oneshot::Receiver<()>>) {
     if let Some(joining) = joining {
         joining.await.ok();
-    }
-}
-
-fn on_wire(kind: &str, served: &Served) -> Resource {
-    let resource = &served.resource;
-    Resource {
-        version: served.version(),
-        resource: Some(prost_types::Any { type_url: kind.to_owned(), value: resource.bytes.to_vec() }),
-        name: resource.name.to_string(),
-        aliases: Vec::new(),
     }
 }

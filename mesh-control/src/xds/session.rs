@@ -27,19 +27,19 @@ const MAX_REFUSALS: usize = 64;
 
 /// A client's message, as far as the session is concerned.
 #[derive(Debug, Default)]
-pub(super) struct Request {
-    pub(super) subscribe: Vec<String>,
-    pub(super) unsubscribe: Vec<String>,
+pub(crate) struct Request {
+    pub(crate) subscribe: Vec<String>,
+    pub(crate) unsubscribe: Vec<String>,
     /// Counts only in the first request.
-    pub(super) initial: HashMap<String, String>,
-    pub(super) nonce: String,
+    pub(crate) initial: HashMap<String, String>,
+    pub(crate) nonce: String,
     /// Why the response was refused.
-    pub(super) refusal: Option<String>,
+    pub(crate) refusal: Option<String>,
 }
 
 /// What a message meant for an earlier response.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// It answered none that is known.
     None,
     Acknowledged,
@@ -49,11 +49,11 @@ pub(super) enum Answer {
 /// A message that ends the stream.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("subscribes to more than {MAX_NAMES} names; subscribe to \"*\" instead")]
-pub(super) struct TooManyNames;
+pub(crate) struct TooManyNames;
 
 /// What to do next.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing is due.
     Idle,
     /// More is to be looked at.
@@ -64,13 +64,13 @@ pub(super) enum Next {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Response {
-    pub(super) nonce: String,
-    pub(super) revision: Revision,
-    pub(super) resources: Vec<Arc<Served>>,
-    pub(super) removed: Vec<Name>,
+pub(crate) struct Response {
+    pub(crate) nonce: String,
+    pub(crate) revision: Revision,
+    pub(crate) resources: Vec<Arc<Served>>,
+    pub(crate) removed: Vec<Name>,
     /// With this one the client knows all that there was when it was made.
-    pub(super) complete: bool,
+    pub(crate) complete: bool,
 }
 
 impl Response {
@@ -81,7 +81,7 @@ impl Response {
 
 /// What the client must be told on its other subscription before it is told that something is gone.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Gate {
+pub(crate) enum Gate {
     /// Nothing.
     Open,
     /// All that there was by then: a workload names a policy until the client knows better.
@@ -113,7 +113,7 @@ impl Gate {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Session {
+pub(crate) struct Session {
     subscribed: bool,
     wildcard: bool,
     names: BTreeSet<Name>,
@@ -124,10 +124,12 @@ pub(super) struct Session {
     /// `initial` was compared with what is in force.
     compared: bool,
     /// Names that the client holds, but that are gone.
-    orphans: Vec<Name>,
+    orphans: BTreeSet<Name>,
     /// Policies that are gone or hold for fewer workloads, each until the client stands there among the addresses.
     held_back: BTreeMap<Name, Revision>,
     cursor: Revision,
+    /// Where it stood before it asked for everything, until it is there again: what it had by name may have gone since.
+    stood: Revision,
     /// The first request was answered.
     answered: bool,
     next_nonce: u64,
@@ -138,7 +140,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Takes a message in.
-    pub(super) fn request(&mut self, request: Request) -> Result<Answer, TooManyNames> {
+    pub(crate) fn request(&mut self, request: Request) -> Result<Answer, TooManyNames> {
         let answer = self.answer(&request);
         let first = !self.subscribed;
         if first {
@@ -150,6 +152,7 @@ impl Session {
         for name in &request.subscribe {
             if name == "*" {
                 if !self.wildcard {
+                    self.stood = self.stood.max(self.cursor);
                     (self.wildcard, self.cursor) = (true, 0);
                 }
             } else {
@@ -165,6 +168,10 @@ impl Session {
                 self.names.remove(name.as_str());
                 self.asked.remove(name.as_str());
             }
+        }
+        if !self.wildcard && (first || !request.unsubscribe.is_empty()) {
+            // Who does not ask for something does not hold it, and is sent it anew when he asks.
+            self.initial.retain(|name, _| self.names.contains(name.as_str()));
         }
         if self.names.len() > MAX_NAMES { Err(TooManyNames) } else { Ok(answer) }
     }
@@ -188,34 +195,42 @@ impl Session {
     }
 
     /// True when [`Session::next`] may have something, given the catalog's revision.
-    pub(super) fn is_due(&self, revision: Revision, gate: Gate) -> bool {
+    pub(crate) fn is_due(&self, revision: Revision, gate: Gate) -> bool {
         let released = self.held_back.values().any(|until| gate.lets(*until));
         let behind = self.is_behind(revision) || !self.orphans.is_empty() || released;
         self.subscribed && self.in_flight.len() < MAX_IN_FLIGHT && behind
     }
 
     /// True when the client has not been told of everything that is new, whether or not it can be now.
-    pub(super) fn is_behind(&self, revision: Revision) -> bool {
+    pub(crate) fn is_behind(&self, revision: Revision) -> bool {
         self.subscribed && (!self.answered || self.cursor < revision || !self.asked.is_empty())
     }
 
     /// Where the client stands: it was told of all changes before, and of what has gone.
-    pub(super) fn position(&self) -> Revision {
+    pub(crate) fn position(&self) -> Revision {
         if self.orphans.is_empty() { self.cursor } else { 0 }
     }
 
     /// Up to here everything was answered.
-    pub(super) fn acknowledged(&self) -> Revision {
+    pub(crate) fn acknowledged(&self) -> Revision {
         self.in_flight.front().map_or(self.cursor, |sent| sent.from)
     }
 
     /// The first request was answered, and whatever was sent was accepted.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.answered && self.in_flight.is_empty() && self.refusals.is_empty()
     }
 
+    /// What is kept of the client, in pieces.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn weight(&self) -> usize {
+        let sent = self.in_flight.iter().map(|sent| 1 + sent.replaced.len()).sum::<usize>();
+        let names = self.names.len() + self.asked.len() + self.initial.len();
+        sent + names + self.orphans.len() + self.held_back.len() + self.refusals.len()
+    }
+
     /// Works out what is due.
-    pub(super) fn next(&mut self, contents: &Contents, gate: Gate) -> Next {
+    pub(crate) fn next(&mut self, contents: &Contents, gate: Gate) -> Next {
         if !self.is_due(contents.revision(), gate) {
             return Next::Idle;
         }
@@ -268,7 +283,7 @@ impl Session {
 
     fn take_orphans(&mut self, contents: &Contents, gate: Gate, response: &mut Response) {
         while response.items() < MAX_ITEMS
-            && let Some(name) = self.orphans.pop()
+            && let Some(name) = self.orphans.pop_first()
         {
             if let Gate::Behind { end, .. } = gate {
                 self.held_back.insert(name, end);
@@ -311,6 +326,8 @@ impl Session {
             && let Some(name) = self.asked.pop_first()
         {
             match contents.get(&name) {
+                // What the client holds and is to be told later is told then, and once.
+                _ if self.orphans.contains(&name) || self.held_back.contains_key(&name) => {}
                 // It stands in the log before us and comes from there, or it is the very content that the client has.
                 _ if contents.place(&name) > Some(self.cursor) => {}
                 Some(served) if self.holds(served) => {}
@@ -359,9 +376,11 @@ impl Session {
                 }
                 Logged::Gone { name, born, .. } => {
                     let wanted = self.wildcard || self.names.contains(name);
+                    let wanted = wanted && !self.orphans.contains(name);
                     let held = self.initial.remove(&**name).is_some();
                     // Who was never told of a name need not be told that it is gone.
-                    if held || (wanted && (*born <= from || self.names.contains(name))) {
+                    let known = *born <= from || (*born <= self.stood && self.stood < revision);
+                    if held || (wanted && (known || self.names.contains(name))) {
                         match gate {
                             Gate::Open => response.removed.push(Arc::clone(name)),
                             Gate::Behind { end, .. } => drop(self.held_back.insert(Arc::clone(name), end)),
@@ -373,7 +392,7 @@ impl Session {
         }
         if ended {
             self.cursor = contents.revision();
-            self.initial = HashMap::new();
+            (self.initial, self.stood) = (HashMap::new(), 0);
         }
         Some(())
     }

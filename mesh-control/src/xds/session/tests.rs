@@ -110,6 +110,59 @@ fn what_goes_while_a_return_is_answered_is_removed() {
     assert_eq!((put.split(',').count(), removed.as_str()), (998, "n0000,n1999"));
 }
 
+fn names_of(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn holding(name: &str, version: u64) -> HashMap<String, String> {
+    HashMap::from([(name.to_owned(), format!("{version:016x}"))])
+}
+
+#[test]
+fn what_has_gone_is_told_once_however_it_was_asked_for() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    change(&mut contents, &[("b", 0)]);
+    for (gone, subscribe) in [("never", ["*", "never"]), ("b", ["*", "b"]), ("b", ["b", "b"])] {
+        let subscribe = names_of(&subscribe);
+        let all = subscribe.iter().any(|name| name == "*");
+        let initial = holding(gone, 1);
+        let mut session = subscribed(Request { subscribe, initial, ..Request::default() });
+        assert_eq!(told(&mut session, &contents), pair(if all { "a" } else { "" }, gone));
+        assert!(is_idle(&mut session, &contents));
+    }
+}
+
+#[test]
+fn who_asks_again_for_what_he_gave_up_is_sent_it_again() {
+    let contents = contents(&[("a", 1)]);
+    let all = || names_of(&["*"]);
+    let mut session = subscribed(Request {
+        subscribe: all(),
+        unsubscribe: all(),
+        initial: holding("a", 1),
+        ..Request::default()
+    });
+    session.request(Request { subscribe: all(), ..Request::default() }).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+    // And who says that he holds what he does not ask for.
+    let subscribe = names_of(&["b"]);
+    let mut session = subscribed(Request { subscribe, initial: holding("a", 1), ..Request::default() });
+    session.request(Request { subscribe: all(), ..Request::default() }).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("a", "b"));
+}
+
+#[test]
+fn what_goes_while_names_become_a_wildcard_is_told() {
+    let mut contents = contents(&[("a", 1), ("b", 1)]);
+    let mut session = subscribed(Request { subscribe: names_of(&["a"]), ..Request::default() });
+    assert_eq!(told(&mut session, &contents), pair("a", ""));
+    change(&mut contents, &[("a", 0)]);
+    let (subscribe, unsubscribe) = (names_of(&["*"]), names_of(&["a"]));
+    session.request(Request { subscribe, unsubscribe, ..Request::default() }).unwrap();
+    assert_eq!(told(&mut session, &contents), pair("b", "a"));
+    assert!(is_idle(&mut session, &contents));
+}
+
 #[test]
 fn only_the_last_page_is_said_to_be_the_last() {
     let names: Vec<String> = (0..2_500).map(|i| format!("n{i:04}")).collect();
