@@ -65,13 +65,14 @@ impl Ends {
         let Some((how, rest)) = input.split_first() else { return };
         let to_server = how & 1 == 0;
         match how & 4 {
-            0 => self.runtime.block_on(self.stranger(to_server, how & 2 != 0, rest)),
+            0 => drop(self.runtime.block_on(self.stranger(to_server, how & 2 != 0, rest))),
             _ => self.runtime.block_on(self.changed(to_server, rest)),
         }
     }
 
-    async fn stranger(&self, to_server: bool, without_end: bool, input: &[u8]) {
-        let Some((size, said)) = input.split_first() else { return };
+    /// Why it is refused.
+    async fn stranger(&self, to_server: bool, without_end: bool, input: &[u8]) -> Option<HandshakeError> {
+        let (size, said) = input.split_first()?;
         let (talks, listens) = ready().await;
         let size = usize::from(*size).max(1);
         let (mut hears, mut says) = talks.into_split();
@@ -95,12 +96,12 @@ impl Ends {
                 true => accept(&self.pair.server, &peer, listens).await,
                 false => connect(&self.pair.client, &own, &peer, listens).await,
             };
-            assert!(secured.is_err(), "a stranger is taken for somebody");
+            secured.err().expect("a stranger is taken for somebody")
         };
         tokio::select! {
             biased;
-            () = listening => {}
-            _never = async { tokio::join!(hearing, talking, std::future::pending::<()>()) } => {}
+            refused = listening => Some(refused),
+            _never = async { tokio::join!(hearing, talking, std::future::pending::<()>()) } => None,
         }
     }
 
@@ -223,11 +224,11 @@ mod tests {
                 ends.shake(&[how, 6, kind, 3, 3, 0, 1, 1]);
             }
         }
-        // A message of the most bytes, one by one.
-        for how in [2, 3] {
-            ends.shake(
-                &[&[how, 6, 22, 3, 3, 0, 4, 1, 0, 0xff, 0xff, 0, 0, 0][..], &[22, 3, 3, 0, 1, 0]].concat(),
-            );
+        // A message of the most bytes, one by one: it is given up long before its end.
+        let most = [&[6, 22, 3, 3, 0, 4, 1, 0, 0xff, 0xff, 22, 3, 3][..], &[0, 1, 0, 22, 3, 3]].concat();
+        for to_server in [true, false] {
+            let refused = ends.runtime.block_on(ends.stranger(to_server, true, &most));
+            assert!(matches!(refused, Some(HandshakeError::TooLong)), "{refused:?}");
         }
         for how in [4, 5] {
             ends.shake(&[how]);
