@@ -15,8 +15,8 @@ use prost::Message;
 
 use super::intern::Interner;
 use super::model::{
-    Account, Algorithm, Kin, Locality, Membership, Mode, Place, PortMapping, Protocol, Rejected, Resource,
-    Scope, Service, ServicePort, Versioned, Workload, split_uid,
+    Account, Algorithm, App, Controller, Kin, Locality, Membership, Mode, Place, PortMapping, Protocol,
+    Rejected, Resource, Scope, Service, ServicePort, Versioned, Workload, split_uid,
 };
 
 /// Longest name of a resource, service or node: bounds what a faulty control plane can make the agent keep.
@@ -160,17 +160,23 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         addresses.push(address(&format!("workload.addresses[{at}]"), bytes)?);
     }
     let memberships = memberships(&message.services, &extension, interner)?;
-    let locality = message.locality.unwrap_or_default();
-    let locality = Locality {
-        region: interner.string(limited("workload.locality.region", &locality.region)?),
-        zone: interner.string(limited("workload.locality.zone", &locality.zone)?),
-        subzone: interner.string(limited("workload.locality.subzone", &locality.subzone)?),
-    };
     // Names of cgroups on other nodes tell nothing here and would be the largest part of most workloads.
     let local = message.node.is_empty() || *message.node == *interner.node();
     let kept = |field: &str, text: &str| -> Result<Option<Box<str>>, String> {
         let text = limited(field, text)?;
         Ok((local && !text.is_empty()).then(|| text.into()))
+    };
+    let (pod_uid, cgroup) = (
+        kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,
+        kept("mesh.dev/workload.cgroup", &extension.cgroup)?,
+    );
+    let found_here = pod_uid.is_some() || cgroup.is_some();
+    let app = if found_here { app(&message, interner)? } else { None };
+    let locality = message.locality.unwrap_or_default();
+    let locality = Locality {
+        region: interner.string(limited("workload.locality.region", &locality.region)?),
+        zone: interner.string(limited("workload.locality.zone", &locality.zone)?),
+        subzone: interner.string(limited("workload.locality.subzone", &locality.subzone)?),
     };
     let host_network = matches!(network_mode, wire::NetworkMode::HostNetwork);
     let meshed = matches!(tunnel, wire::TunnelProtocol::Hbone) && !host_network;
@@ -185,8 +191,9 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         outbound_meshed: meshed || (extension.outbound_meshed && !host_network),
         healthy: matches!(status, wire::WorkloadStatus::Healthy),
         weight: message.capacity.unwrap_or(1),
-        pod_uid: kept("mesh.dev/workload.pod_uid", &extension.pod_uid)?,
-        cgroup: kept("mesh.dev/workload.cgroup", &extension.cgroup)?,
+        pod_uid,
+        cgroup,
+        app,
     };
     let (prefix, name) = split_uid(uid);
     let account = Account {
@@ -206,6 +213,27 @@ fn workload(message: wire::Workload, interner: &mut Interner) -> Result<Workload
         kin: interner.kin(kin),
         place: interner.place(place),
     })
+}
+
+/// What it is an instance of; none where nothing is told.
+fn app(message: &wire::Workload, interner: &mut Interner) -> Result<Option<Arc<App>>, String> {
+    let texts = [
+        limited("workload.workload_name", &message.workload_name)?,
+        limited("workload.canonical_name", &message.canonical_name)?,
+        limited("workload.canonical_revision", &message.canonical_revision)?,
+    ];
+    if texts.iter().all(|text| text.is_empty()) {
+        return Ok(None);
+    }
+    let controller = match wire::WorkloadType::try_from(message.workload_type) {
+        Ok(wire::WorkloadType::Deployment) => Controller::Deployment,
+        Ok(wire::WorkloadType::Cronjob) => Controller::CronJob,
+        Ok(wire::WorkloadType::Job) => Controller::Job,
+        // What is not known is no reason to refuse a workload: this is for telemetry alone.
+        Ok(wire::WorkloadType::Pod) | Err(_) => Controller::Pod,
+    };
+    let [name, service, version] = texts.map(|text| interner.string(text));
+    Ok(Some(interner.app(App { controller, name, service, version })))
 }
 
 fn memberships(

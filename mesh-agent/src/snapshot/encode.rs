@@ -11,7 +11,9 @@ use mesh_common::api::{
 };
 use prost::Message;
 
-use super::model::{Algorithm, Membership, Mode, Protocol, Resource, Scope, Service, Version, Workload};
+use super::model::{
+    Algorithm, Controller, Membership, Mode, Protocol, Resource, Scope, Service, Version, Workload,
+};
 
 /// The message that decodes to `resource`.
 pub(super) fn encode(resource: &Resource, version: &Version) -> xds::Resource {
@@ -107,8 +109,13 @@ fn workload(of: &Workload) -> wire::Workload {
         outbound_meshed: of.outbound_meshed && !of.meshed,
         outdone: of.outdone,
     };
+    let app = of.app.as_deref().cloned().unwrap_or_default();
     wire::Workload {
         uid: of.uid(),
+        workload_name: app.name.to_string(),
+        workload_type: controller(app.controller).into(),
+        canonical_name: app.service.to_string(),
+        canonical_revision: app.version.to_string(),
         namespace: of.account().namespace.to_string(),
         service_account: of.account().service_account.to_string(),
         trust_domain: of.account().trust_domain.to_string(),
@@ -139,6 +146,15 @@ fn workload(of: &Workload) -> wire::Workload {
             config: Some(any(WORKLOAD_EXTENSION_TYPE, &extension)),
         }],
         ..wire::Workload::default()
+    }
+}
+
+fn controller(controller: Controller) -> wire::WorkloadType {
+    match controller {
+        Controller::Deployment => wire::WorkloadType::Deployment,
+        Controller::CronJob => wire::WorkloadType::Cronjob,
+        Controller::Job => wire::WorkloadType::Job,
+        Controller::Pod => wire::WorkloadType::Pod,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::model::{Account, Kin, Locality, Place};
+use super::model::{Account, App, Kin, Locality, Place};
 
 /// The strings and records in use, so that equal ones share their memory.
 ///
@@ -16,6 +16,7 @@ pub struct Interner {
     accounts: Pool<Account>,
     localities: Pool<Locality>,
     places: Pool<Place>,
+    apps: Pool<App>,
     kin: Pool<Kin>,
 }
 
@@ -44,6 +45,10 @@ impl Interner {
 
     pub(super) fn place(&mut self, place: Place) -> Arc<Place> {
         self.places.get_owned(place)
+    }
+
+    pub(super) fn app(&mut self, app: App) -> Arc<App> {
+        self.apps.get_owned(app)
     }
 
     pub(super) fn kin(&mut self, kin: Kin) -> Arc<Kin> {

@@ -19,8 +19,9 @@ pub use authorization::{Authorization, Content, PolicyUpdate, Reach};
 pub use decode::{decode, decode_one};
 pub use intern::Interner;
 pub use model::{
-    Account, Addresses, Algorithm, Delta, Kin, Locality, Membership, Mode, Place, PortMapping, Protocol,
-    Rejected, Resource, Scope, Service, ServicePort, Version, Versioned, Workload, split_uid,
+    Account, Addresses, Algorithm, App, Controller, Delta, Kin, Locality, Membership, Mode, Place,
+    PortMapping, Protocol, Rejected, Resource, Scope, Service, ServicePort, Version, Versioned, Workload,
+    split_uid,
 };
 pub use state::{Changed, Held, Snapshot};
 

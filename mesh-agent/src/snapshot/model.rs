@@ -209,6 +209,35 @@ pub struct Place {
     pub pod_uid: Option<Box<str>>,
     /// Cgroup relative to the node's root. Kept only for workloads of this agent's node.
     pub cgroup: Option<Box<str>>,
+    /// What it is an instance of. Kept only for workloads of this agent's node: it is what the others are told of these.
+    pub app: Option<Arc<App>>,
+}
+
+/// What made a workload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Controller {
+    /// A Deployment.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A Job.
+    Job,
+    /// Anything else.
+    #[default]
+    Pod,
+}
+
+/// What a workload is an instance of, for telemetry; nothing is decided by it. Most of a deployment's pods share one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct App {
+    /// What made it.
+    pub controller: Controller,
+    /// The controller's name; the workload's own if it has none.
+    pub name: Arc<str>,
+    /// What its users call it (`service.name`).
+    pub service: Arc<str>,
+    /// Its version.
+    pub version: Arc<str>,
 }
 
 /// A workload: a pod, or a process on a plain host.

@@ -318,3 +318,56 @@ fn a_name_goes_to_the_next_when_its_holder_goes() {
     assert_ne!(world.held["default/s.default.svc.d"], first);
     assert_eq!(world.index.problems().count(), 0);
 }
+
+/// As Istio's own discovery tells it, so that telemetry of both names the same workloads.
+#[test]
+fn a_pod_is_told_with_what_made_it() {
+    use mesh_common::api::istio::workload::WorkloadType::{Cronjob, Deployment, Job, Pod};
+
+    let mut world = World::new();
+    let hash = "pod-template-hash: 5d4f8c7b6";
+    for (kind, owner, labels, wanted) in [
+        ("ReplicaSet", "web-front-5d4f8c7b6", hash, (Deployment, "web-front")),
+        // Of nobody's making, or of another's.
+        ("ReplicaSet", "web-5d4f8c7b6", "a: b", (Pod, "p")),
+        ("ReplicaSet", "web-other", hash, (Pod, "p")),
+        ("Job", "once", "a: b", (Job, "once")),
+        ("Job", "once-2024", "a: b", (Job, "once-2024")),
+        ("Job", "sweep-12345678", "a: b", (Cronjob, "sweep")),
+        ("Job", "nightly-sweep-2884567890", "a: b", (Cronjob, "nightly-sweep")),
+        ("Job", "sweep-12345678901", "a: b", (Job, "sweep-12345678901")),
+        ("StatefulSet", "db", "a: b", (Pod, "p")),
+        ("DaemonSet", "log", "a: b", (Pod, "p")),
+    ] {
+        let text = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: a, labels: {{{labels}}}, ownerReferences: [{{kind: {kind}, name: {owner}, controller: true}}]}}, spec: {{nodeName: n}}}}"
+        );
+        world.put("p", &text);
+        let told = world.workload("C//Pod/a/p");
+        assert_eq!((told.workload_type(), told.workload_name.as_str()), wanted, "{kind} {owner}");
+        assert_eq!((told.canonical_name.as_str(), told.canonical_revision.as_str()), (wanted.1, "latest"));
+    }
+    let mut labels = String::new();
+    for (label, is_name) in [
+        ("app", true),
+        ("version", false),
+        ("app.kubernetes.io/name", true),
+        ("app.kubernetes.io/version", false),
+        ("service.istio.io/canonical-name", true),
+        ("service.istio.io/canonical-revision", false),
+    ] {
+        labels = format!("{labels}{label}: of-{}, ", label.len());
+        world.put(
+            "p",
+            &format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: a, labels: {{{labels}}}}}, spec: {{nodeName: n}}}}"
+            ),
+        );
+        let told = world.workload("C//Pod/a/p");
+        let of = if is_name { &told.canonical_name } else { &told.canonical_revision };
+        assert_eq!(
+            (of, told.workload_type(), told.workload_name.as_str()),
+            (&format!("of-{}", label.len()), Pod, "p")
+        );
+    }
+}

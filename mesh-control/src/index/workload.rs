@@ -74,7 +74,9 @@ impl Index {
         }
         // A pod is announced as soon as its node is known, so that its cgroup is expected; it serves once it has an address.
         let members = if addresses.is_empty() { Members::new() } else { self.members_of_pod(name, pod) };
-        let mut workload = named(name, &pod.metadata, workload_name(pod));
+        let (controller, kind) = controller(pod);
+        let mut workload = named(name, &pod.metadata, controller);
+        workload.workload_type = kind.into();
         workload.addresses = addresses;
         workload.service_account = pod.spec.service_account_name.clone().unwrap_or_default();
         workload.locality = self.locality_of(&node, "");
@@ -187,15 +189,26 @@ fn named(name: &NsName, meta: &Meta, workload_name: String) -> api::Workload {
     }
 }
 
-/// The owner's name; a ReplicaSet's without the hash that its Deployment gave it.
-fn workload_name(pod: &Pod) -> String {
+/// What a pod was made for, as Istio tells it by the pod alone: a Deployment (whose ReplicaSet has its name and a hash), a Job, a CronJob (whose
+/// Jobs have its name and the minute); else it is one of its own.
+fn controller(pod: &Pod) -> (String, WorkloadType) {
     let meta = &pod.metadata;
-    let Some(owner) = meta.owner_references.iter().find(|owner| owner.controller) else {
-        return meta.name.clone();
-    };
-    let hash = meta.labels.get("pod-template-hash").filter(|_| owner.kind == "ReplicaSet");
-    let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
-    deployment.unwrap_or(&owner.name).to_owned()
+    let owner = meta.owner_references.iter().find(|owner| owner.controller);
+    let found = owner.and_then(|owner| match owner.kind.as_str() {
+        "ReplicaSet" => {
+            let hash = meta.labels.get("pod-template-hash")?;
+            Some((owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?, WorkloadType::Deployment))
+        }
+        "Job" => {
+            let is_time =
+                |text: &str| matches!(text.len(), 8..=10) && text.bytes().all(|b| b.is_ascii_digit());
+            let scheduled = owner.name.rsplit_once('-').filter(|(_, time)| is_time(time));
+            let job = (owner.name.as_str(), WorkloadType::Job);
+            Some(scheduled.map_or(job, |(name, _)| (name, WorkloadType::Cronjob)))
+        }
+        _ => None,
+    });
+    found.map_or_else(|| (meta.name.clone(), WorkloadType::Pod), |(name, kind)| (name.to_owned(), kind))
 }
 
 fn with_spec(mut workload: api::Workload, spec: &WorkloadSpec) -> Option<api::Workload> {

@@ -41,6 +41,8 @@ pub struct PodPlan {
     pub place: Place,
     /// It uses the node's network.
     pub host_network: bool,
+    /// The Deployment that it is of.
+    pub deployment: Option<String>,
 }
 
 impl PodPlan {
@@ -48,7 +50,18 @@ impl PodPlan {
         let uid = format!("5eed0000-{:04x}-4000-8000-{:012x}", node.index(), number);
         let (namespace, service_account) = ("default".to_owned(), "default".to_owned());
         let host_network = false;
-        Self { node, number, name: name.into(), namespace, service_account, uid, place, host_network }
+        let deployment = None;
+        Self {
+            node,
+            number,
+            name: name.into(),
+            namespace,
+            service_account,
+            uid,
+            place,
+            host_network,
+            deployment,
+        }
     }
 
     /// Its IPv4 and IPv6 address.
@@ -75,12 +88,20 @@ impl PodPlan {
     /// Its Pod manifest, running and ready.
     pub fn manifest(&self) -> Value {
         let [v4, v6] = self.addresses();
+        let mut metadata = json!({
+            "name": self.name, "namespace": self.namespace, "uid": self.uid, "labels": {"app": self.name},
+        });
+        if let Some(deployment) = &self.deployment {
+            metadata["labels"]["pod-template-hash"] = "5d4f8c7b6".into();
+            let replica_set = format!("{deployment}-5d4f8c7b6");
+            metadata["ownerReferences"] = json!([
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": replica_set, "uid": "r", "controller": true},
+            ]);
+        }
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {
-                "name": self.name, "namespace": self.namespace, "uid": self.uid, "labels": {"app": self.name},
-            },
+            "metadata": metadata,
             "spec": {
                 "nodeName": self.node.name(),
                 "serviceAccountName": self.service_account,

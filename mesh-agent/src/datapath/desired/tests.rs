@@ -46,6 +46,7 @@ fn workload(address: &str, node: &str, zone: &str) -> Workload {
             weight: 1,
             pod_uid: None,
             cgroup: None,
+            app: None,
         }),
     }
 }

@@ -222,6 +222,50 @@ fn what_nothing_here_reads_may_have_any_value() {
 }
 
 #[test]
+fn what_a_workload_of_this_node_is_an_instance_of_is_kept_once_for_all_of_them() {
+    let extension = ext::WorkloadExtension { pod_uid: "u".into(), ..Default::default() };
+    let mut interner = Interner::new("node-a");
+    let mut on = |node: &str, name: &str, kind: i32| {
+        let mut message = workload(&format!("c//Pod/shop/{name}"), "10.0.0.1", node, &[]);
+        (message.workload_name, message.workload_type) = ("web".to_owned(), kind);
+        (message.canonical_name, message.canonical_revision) = ("shop".to_owned(), "v2".to_owned());
+        let resource = of_workload(extend_workload(message, &extension), "1");
+        match decode_one(resource, &mut interner).unwrap().resource {
+            Resource::Workload(workload) => workload,
+            Resource::Service(_) => panic!("a service"),
+        }
+    };
+    let deployment = wire::WorkloadType::Deployment.into();
+    let [one, other] = ["web-1", "web-2"].map(|name| on("node-a", name, deployment).app.clone().unwrap());
+    assert!(Arc::ptr_eq(&one, &other));
+    let wanted = App {
+        controller: Controller::Deployment,
+        name: "web".into(),
+        service: "shop".into(),
+        version: "v2".into(),
+    };
+    assert_eq!(*one, wanted);
+    // Workloads of another node share what they have in common, as without it.
+    let [one, other] = ["web-3", "web-4"].map(|name| on("node-b", name, deployment));
+    assert!(one.app.is_none() && Arc::ptr_eq(&one.place, &other.place));
+    for (kind, wanted) in [
+        (wire::WorkloadType::Cronjob.into(), Controller::CronJob),
+        (wire::WorkloadType::Job.into(), Controller::Job),
+        (wire::WorkloadType::Pod.into(), Controller::Pod),
+        // Nothing is decided by it, so nothing is refused for it.
+        (77, Controller::Pod),
+    ] {
+        assert_eq!(on("node-a", "web-1", kind).app.as_ref().unwrap().controller, wanted);
+    }
+    let refused = refused_workload(|w| {
+        *w = extend_workload(std::mem::take(w), &extension);
+        w.node = "node-a".to_owned();
+        w.canonical_name = "x".repeat(2_000);
+    });
+    assert!(refused.starts_with("workload.canonical_name"), "{refused}");
+}
+
+#[test]
 fn mutual_tls_is_for_workloads_with_an_address_of_their_own() {
     let mut message = workload(POD, "10.0.0.1", "node-a", &[]);
     assert!(!parsed_workload(message.clone()).meshed);

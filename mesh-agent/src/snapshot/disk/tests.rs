@@ -1,7 +1,10 @@
 use super::super::Snapshot;
 use mesh_common::api::istio::security::Scope;
+use mesh_common::api::mesh::v1::WorkloadExtension;
 
-use super::super::fixtures::{of_policy, of_service, of_workload, policy, service, update, workload};
+use super::super::fixtures::{
+    extend_workload, of_policy, of_service, of_workload, policy, service, update, workload,
+};
 use super::*;
 use crate::fixtures::Directory;
 
@@ -11,7 +14,12 @@ fn shop() -> Snapshot {
     let mut resources = vec![of_service(service(key, &["10.96.0.1"], &[(80, 8080)]), "v1")];
     for i in 0..3 {
         let (uid, address) = (format!("c//Pod/shop/{i}"), format!("10.0.0.{i}"));
-        resources.push(of_workload(workload(&uid, &address, "node-a", &[key]), &format!("{i:04x}")));
+        let mut pod = workload(&uid, &address, "node-a", &[key]);
+        // Of every kind: a deployment, a cron job, a pod.
+        (pod.workload_name, pod.workload_type) = (format!("web-{i}"), i);
+        (pod.canonical_name, pod.canonical_revision) = ("web".to_owned(), format!("v{i}"));
+        let extension = WorkloadExtension { pod_uid: format!("u{i}"), ..WorkloadExtension::default() };
+        resources.push(of_workload(extend_workload(pod, &extension), &format!("{i:04x}")));
     }
     snapshot.apply(update(&resources));
     snapshot
@@ -47,6 +55,7 @@ fn what_was_saved_comes_back() {
     let snapshot = shop();
     assert_eq!(back.versions(), snapshot.versions());
     for workload in snapshot.workloads() {
+        assert!(workload.app.is_some());
         assert_eq!(back.workload(&workload.uid()), Some(workload));
     }
     for service in snapshot.services() {
@@ -64,13 +73,15 @@ fn policies_that_were_not_known_are_not_taken_for_none() {
 }
 
 #[test]
-fn a_file_from_before_policies_is_not_used() {
-    let directory = saved();
-    let mut old = fs::read(path(directory.path())).unwrap();
-    old[8] = 1;
-    fs::write(path(directory.path()), old).unwrap();
-    let error = reload(&directory).unwrap_err();
-    assert!(matches!(error, LoadError::Format { found: 1, .. }), "{error}");
+fn a_file_from_before_policies_or_from_before_what_workloads_are_instances_of_is_not_used() {
+    for format in [1, 2] {
+        let directory = saved();
+        let mut old = fs::read(path(directory.path())).unwrap();
+        old[8] = format;
+        fs::write(path(directory.path()), old).unwrap();
+        let error = reload(&directory).unwrap_err();
+        assert!(matches!(error, LoadError::Format { found, .. } if found == u32::from(format)), "{error}");
+    }
 }
 
 #[test]
