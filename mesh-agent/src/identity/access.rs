@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -93,6 +94,11 @@ impl Access {
     /// The node's certificate, if there is one and `choice` is for it.
     pub fn credential(&self, choice: &Choice) -> Option<OwnCertificate> {
         self.own.node(SystemTime::now()).filter(|own| choice.trusts(own.serial))
+    }
+
+    /// Wakes whoever waits when [`Access::credential`] may have another one to give.
+    pub fn renewed(&self) -> watch::Receiver<()> {
+        self.own.renewed()
     }
 
     /// Connects, with that certificate or none.

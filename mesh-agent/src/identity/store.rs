@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 use super::answer::{self, Answer, Bundle};
 use super::{Certificates, SpiffeId, Trust, WorkloadCertificate};
@@ -14,6 +15,8 @@ use super::{Certificates, SpiffeId, Trust, WorkloadCertificate};
 pub struct Store {
     held: RwLock<Held>,
     trust: Arc<Trust>,
+    /// Sent when this node's own certificate is another one.
+    renewed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -104,6 +107,13 @@ impl Store {
             not_after: answer.not_after,
             serial: held.serial,
         });
+        // Whoever is woken waits for what this one holds until it is done.
+        self.renewed.send_replace(());
+    }
+
+    /// Wakes whoever waits when this node's own certificate is another one, or is no more.
+    pub fn renewed(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
     }
 
     /// Takes the roots that came with the answer to the order `ticket`. If they are others than before, every certificate gets

@@ -9,7 +9,7 @@ use mesh_common::api::envoy::service::discovery::v3::aggregated_discovery_servic
 use mesh_common::api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Streaming};
 use tracing::{debug, info, warn};
@@ -23,8 +23,6 @@ use crate::snapshot::{Interner, Rejected};
 
 /// A mesh of some 500,000 workloads in one message, as istiod sends it.
 const DECODE_LIMIT: usize = 200 << 20;
-/// How often it is looked whether this node has another certificate than its stream was opened with.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Keeps a stream to the control plane, and tells `events` what it says. Ends when nobody listens to the events.
 pub async fn run(access: Arc<Access>, node: NodeConfig, interner: Interner, events: mpsc::Sender<XdsEvent>) {
@@ -138,12 +136,12 @@ async fn stream(
 
 /// Waits until this node has another certificate than the one that was used, or its first, and it is to be used.
 async fn outdated(access: &Access, choice: &Choice, used: Option<u64>) {
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        look.tick().await;
-        if access.credential(choice).is_some_and(|own| Some(own.serial) != used) {
-            return;
+    // Before the first look, so that nothing comes between the two.
+    let mut renewed = access.renewed();
+    while access.credential(choice).is_none_or(|own| Some(own.serial) == used) {
+        if renewed.changed().await.is_err() {
+            // Nobody is left to renew it.
+            return std::future::pending().await;
         }
     }
 }

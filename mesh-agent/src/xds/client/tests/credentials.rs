@@ -3,6 +3,9 @@
 use super::*;
 use crate::identity::testing::{answer, own_certificate};
 
+/// Long enough for what must not happen.
+const MEANWHILE: Duration = Duration::from_secs(1);
+
 /// What ends the first stream, or attempt at one, of an agent at that address.
 async fn first_reason(address: SocketAddr) -> String {
     let (client, mut events) = agent(address);
@@ -83,7 +86,7 @@ async fn a_stream_gives_way_to_one_by_a_newer_certificate() {
     second.send(response("n2", vec![full])).await;
     let XdsEvent::Delta { delta, applied, .. } = world.event().await else { panic!("no delta") };
     certify(&store, authority);
-    let early = tokio::time::timeout(LOOK * 2, world.events.recv()).await;
+    let early = tokio::time::timeout(MEANWHILE, world.events.recv()).await;
     assert!(early.is_err(), "{early:?}");
     world.snapshot.apply(delta);
     let refused = vec![Rejected { name: "shop/full".to_owned(), reason: "no room".to_owned() }];
@@ -93,8 +96,37 @@ async fn a_stream_gives_way_to_one_by_a_newer_certificate() {
     let wanted = [(WEB.to_owned(), "v1".to_owned()), ("shop/full".to_owned(), String::new())].into();
     assert_eq!(request.initial_resource_versions, wanted);
     // And there it stays.
-    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    let more = tokio::time::timeout(MEANWHILE, world.events.recv()).await;
     assert!(more.is_err(), "{more:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_certificate_is_noticed_in_no_time() {
+    let (authority, files) = known();
+    let store = Arc::default();
+    let access = files.access("127.0.0.1:1".parse().unwrap(), &store);
+    let hour = Duration::from_secs(3_600);
+    let mut choice = Choice::default();
+    for used in [None, Some(())] {
+        let used = used.and_then(|()| access.credential(&choice)).map(|own| own.serial);
+        let mut waiting = Box::pin(outdated(&access, &choice, used));
+        assert!(tokio::time::timeout(hour, &mut waiting).await.is_err(), "there is no other one");
+        if used.is_some() {
+            // That it is no more is no reason to go.
+            store.put_node(None);
+            assert!(tokio::time::timeout(hour, &mut waiting).await.is_err());
+        }
+        let before = Instant::now();
+        certify(&store, authority);
+        tokio::time::timeout(hour, waiting).await.expect("it is told");
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        // There already.
+        outdated(&access, &choice, used).await;
+    }
+    // One that the server has refused is none.
+    let refused = access.credential(&choice).map(|own| own.serial);
+    choice.failed(refused);
+    assert!(tokio::time::timeout(hour, outdated(&access, &choice, None)).await.is_err());
 }
 
 #[tokio::test]
@@ -107,14 +139,14 @@ async fn a_certificate_that_the_handshake_refuses_gives_way_to_the_token() {
     assert!(!world.disconnected().await.is_empty());
     let (talk, _) = world.stream().await;
     assert_eq!((talk.token.as_deref(), talk.by_certificate), (Some("Bearer join"), false));
-    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    let more = tokio::time::timeout(MEANWHILE, world.events.recv()).await;
     assert!(more.is_err(), "it is not tried again: {more:?}");
     // Its successor is, once.
     certify(&store, &former);
     assert!(!world.disconnected().await.is_empty());
     let (talk, _) = world.stream().await;
     assert_eq!((talk.token.as_deref(), talk.by_certificate), (Some("Bearer join"), false));
-    let more = tokio::time::timeout(LOOK * 3, world.events.recv()).await;
+    let more = tokio::time::timeout(MEANWHILE, world.events.recv()).await;
     assert!(more.is_err(), "{more:?}");
 }
 
