@@ -209,28 +209,4 @@ impl Drop for Using<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn one_makes_a_tunnel_that_others_may_share_and_nobody_waits_for_one_that_they_may_not() {
-        let pool = Pool::new(1, Duration::from_secs(1));
-        let at = "10.0.0.1:15008".parse().unwrap();
-        let identity = "spiffe://cluster.local/ns/shop/sa/server".parse().unwrap();
-        let endpoint = Endpoint { identity, tunnel: at, target: at };
-        for succeeds in [true, false] {
-            let Turn::Own(Some(making)) = pool.turn(&endpoint) else { panic!("nobody makes one") };
-            let Turn::After(mut waiting) = pool.turn(&endpoint) else { panic!("two make one") };
-            if succeeds {
-                making.done();
-            } else {
-                drop(making);
-            }
-            assert_eq!(waiting.wait_for(|made| *made).await.is_ok(), succeeds);
-        }
-        pool.speaks(&endpoint, Protocol::Stream);
-        for _ in 0..2 {
-            assert!(matches!(pool.turn(&endpoint), Turn::Own(None)));
-        }
-    }
-}
+mod tests;
