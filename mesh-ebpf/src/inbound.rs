@@ -125,7 +125,10 @@ fn steer(ctx: &SkLookupContext, ends: &CallerKey, caller: u64, peer: &Peer) -> A
     let listener = ListenerKey { workload: peer.workload, address: ends.destination.address() };
     match LISTENERS.redirect_sk_lookup(ctx, &listener, 0) {
         Ok(()) => Action::Steered,
-        Err(_) => Action::Refused(Reason::InboundNoProxy),
+        Err(_) => {
+            let _gone = STEERED.remove(ends);
+            Action::Refused(Reason::InboundNoProxy)
+        }
     }
 }
 

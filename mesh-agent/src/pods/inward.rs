@@ -45,7 +45,14 @@ impl Guard for Carried {}
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.pod.carried().remove(&self.ends);
+        let mut carried = self.pod.carried();
+        // There may be another with the same ends by now.
+        if let Some(count) = carried.get_mut(&self.ends) {
+            *count -= 1;
+            if *count == 0 {
+                carried.remove(&self.ends);
+            }
+        }
     }
 }
 
@@ -108,10 +115,13 @@ impl Inward for Inside {
     fn caller(&self, peer: SocketAddr, destination: SocketAddr) -> Option<Caller> {
         let identity = self.shared.kernel.take_steered(peer, destination)?;
         // Not whoever is at its address: that one may have gone, and this be a stranger.
-        let workload = self.shared.mesh.neighbour(identity);
-        let source = workload.and_then(|workload| spiffe_of(&workload).ok());
+        let source = match identity {
+            0 => None,
+            // A workload that has gone meanwhile is nobody: as such it might be let in where its name would not be.
+            identity => Some(spiffe_of(&*self.shared.mesh.neighbour(identity)?).ok()?),
+        };
         let ends = (peer, destination);
-        self.pod.carried().insert(ends);
+        *self.pod.carried().entry(ends).or_default() += 1;
         let guard = Box::new(Carried { pod: Arc::clone(&self.pod), ends });
         Some(Caller { source, guard })
     }

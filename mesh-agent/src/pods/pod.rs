@@ -1,6 +1,6 @@
 //! One workload of this node: from its first process to its last.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -46,9 +46,12 @@ pub(super) struct Served {
     pub(super) own: SpiffeId,
     pub(super) namespace: Namespace,
     workload: RwLock<Arc<Workload>>,
-    /// Connections without TLS that its proxy carries, by the client's end and the one that was dialled.
-    carried: Mutex<HashSet<(SocketAddr, SocketAddr)>>,
+    /// How many connections without TLS its proxy carries, by the client's end and the one that was dialled: mostly one.
+    carried: Mutex<Carried>,
 }
+
+/// By both ends of a connection.
+type Carried = HashMap<(SocketAddr, SocketAddr), u32>;
 
 impl Served {
     fn new(own: SpiffeId, namespace: &Namespace, workload: &Arc<Workload>) -> Arc<Self> {
@@ -56,7 +59,7 @@ impl Served {
         Arc::new(Self { own, namespace, workload, carried: Mutex::default() })
     }
 
-    pub(super) fn carried(&self) -> MutexGuard<'_, HashSet<(SocketAddr, SocketAddr)>> {
+    pub(super) fn carried(&self) -> MutexGuard<'_, Carried> {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

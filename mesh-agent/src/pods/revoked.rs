@@ -72,7 +72,7 @@ struct Now {
 
 impl Judge for Now {
     fn is_carried(&self, local: SocketAddr, remote: SocketAddr) -> bool {
-        self.pod.carried().contains(&(remote, local))
+        self.pod.carried().contains_key(&(remote, local))
     }
 
     fn caller(&self, local: SocketAddr, remote: SocketAddr) -> Option<Caller> {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -76,6 +76,8 @@ pub struct Journal {
     newest: u64,
     /// The last that is in the file or in the snapshot, with all before it: only the next may follow.
     sequence: u64,
+    /// Up to this change the disk may have lost what it had taken: nothing follows until a snapshot has them all.
+    distrusted: Option<u64>,
 }
 
 /// A journal that was found, and what was in it.
@@ -137,7 +139,7 @@ impl Journal {
     }
 
     fn empty(state_dir: &Path, sequence: u64) -> Self {
-        Self { path: path(state_dir), file: None, length: 0, newest: 0, sequence }
+        Self { path: path(state_dir), file: None, length: 0, newest: 0, sequence, distrusted: None }
     }
 
     /// The number of the last change.
@@ -145,11 +147,31 @@ impl Journal {
         self.sequence
     }
 
+    /// The file, if there are changes in it: by its `sync_data` they are safe.
+    pub fn written(&mut self) -> io::Result<Option<Arc<File>>> {
+        if self.length > HEADER { self.open().map(Some) } else { Ok(None) }
+    }
+
+    /// The disk has failed to keep what was written.
+    pub fn distrust(&mut self) {
+        self.distrusted = Some(self.sequence);
+    }
+
     /// Writes a change, which is there for the next process from then on; the file, by whose `sync_data` it is safe from a power failure, too.
     /// Where one before it could not be written it fails, until a snapshot has that one.
     pub fn append(&mut self, sequence: u64, change: &[u8]) -> io::Result<Arc<File>> {
         if sequence != self.sequence + 1 {
             return Err(io::Error::other("one before it is missing"));
+        }
+        if let Some(file) = &self.file
+            && file.metadata()?.nlink() == 0
+        {
+            // Somebody has removed it, and with it what was in it.
+            (self.file, self.length, self.newest) = (None, 0, 0);
+            self.distrust();
+        }
+        if self.distrusted.is_some() {
+            return Err(io::Error::other("what was written before it may be lost"));
         }
         let entry = Entry::new(sequence, change)?;
         if self.length + entry.bytes.len() as u64 > LIMIT {
@@ -166,6 +188,7 @@ impl Journal {
     /// A snapshot has been saved with all up to this change: they go.
     pub fn covered(&mut self, sequence: u64) -> io::Result<()> {
         self.sequence = self.sequence.max(sequence);
+        self.distrusted = self.distrusted.filter(|last| *last > sequence);
         if self.length <= HEADER {
             return Ok(());
         }
@@ -188,10 +211,10 @@ impl Journal {
         file.write_all_at(&rest, 0)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)?;
-        self.sync_directory()?;
+        // Before anything else may fail: what is written to the former one is nowhere.
         self.length = rest.len() as u64;
         self.file = Some(Arc::new(file));
-        Ok(())
+        self.sync_directory()
     }
 
     fn open(&mut self) -> io::Result<Arc<File>> {

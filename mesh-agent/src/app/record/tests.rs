@@ -51,20 +51,73 @@ async fn a_disk_that_takes_nothing_holds_up_nobody_and_is_counted() {
     assert!(began.elapsed() < SYNCING / 2);
     assert_eq!(record.unsafely(), 3);
     std::fs::remove_dir(directory.path().join("journal")).unwrap();
-    // What follows is of no use without those.
+    // What it owes comes first: what follows is of no use without that.
     record.write(Some(Vec::new())).await.unwrap().await.unwrap();
-    assert_eq!(record.unsafely(), 4);
+    assert_eq!((record.unsafely(), changes(directory.path())), (3, 4));
     disk::save(directory.path(), "node-a", &Snapshot::new().held().with_sequence(4)).unwrap();
     record.covered(4);
     record.write(Some(Vec::new())).await.unwrap().await.unwrap();
-    assert_eq!((record.unsafely(), changes(directory.path())), (4, 1));
+    assert_eq!((record.unsafely(), changes(directory.path())), (3, 1));
+}
+
+#[tokio::test]
+async fn what_came_while_a_snapshot_was_saved_is_not_lost_with_what_that_was_for() {
+    let directory = Directory::new();
+    let mut record = record(directory.path());
+    std::fs::create_dir(directory.path().join("journal")).unwrap();
+    record.write(Some(Vec::new())).await.unwrap().await.unwrap();
+    // One that has the first, but not what comes before it is saved.
+    record.write(Some(Vec::new())).await.unwrap().await.unwrap();
+    std::fs::remove_dir(directory.path().join("journal")).unwrap();
+    disk::save(directory.path(), "node-a", &Snapshot::new().held().with_sequence(1)).unwrap();
+    record.covered(1);
+    record.all().await.unwrap();
+    assert_eq!(changes(directory.path()), 1);
+}
+
+#[tokio::test]
+async fn a_journal_that_was_removed_counts_as_lost_until_a_snapshot_has_all() {
+    let directory = Directory::new();
+    let mut record = record(directory.path());
+    record.write(Some(Vec::new())).await.unwrap().await.unwrap();
+    std::fs::remove_file(directory.path().join("journal")).unwrap();
+    record.write(Some(Vec::new())).await.unwrap().await.unwrap();
+    assert_eq!(record.unsafely(), 1);
+    disk::save(directory.path(), "node-a", &Snapshot::new().held().with_sequence(1)).unwrap();
+    record.covered(1);
+    record.write(Some(Vec::new())).await.unwrap().await.unwrap();
+    assert_eq!((record.unsafely(), changes(directory.path())), (1, 2));
+}
+
+#[tokio::test]
+async fn what_was_read_at_the_start_is_synced_before_it_is_told_of() {
+    let directory = Directory::new();
+    record(directory.path()).write(Some(Vec::new())).await.unwrap().await.unwrap();
+    let mut journal =
+        Journal::resume(directory.path(), &mut loaded(directory.path()), &mut Interner::new("node-a"));
+    assert!(journal.as_mut().unwrap().journal.written().unwrap().is_some());
+    let empty = Directory::new();
+    assert!(Journal::begin(empty.path(), SystemTime::now()).written().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_waits_for_a_disk_that_is_stuck_is_bounded() {
+    let (commands, stuck) = channel();
+    let mut record =
+        Record { commands, sequence: 0, unsafely: Arc::default(), late: None, waiting: Arc::default() };
+    for _ in 0..3 {
+        drop(record.write(Some(vec![0; WAITING / 2])).await);
+    }
+    let kept = stuck.try_iter().filter(|one| matches!(one, Command::Write { change: Some(_), .. })).count();
+    assert_eq!(kept, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_does_not_answer_holds_up_nobody_for_long() {
     // Nobody takes what is to be written.
     let (commands, stuck) = channel();
-    let mut record = Record { commands, sequence: 0, unsafely: Arc::default(), late: None };
+    let mut record =
+        Record { commands, sequence: 0, unsafely: Arc::default(), late: None, waiting: Arc::default() };
     let began = tokio::time::Instant::now();
     let saved = record.write(Some(Vec::new())).await.unwrap();
     assert_eq!(began.elapsed(), WRITING);
@@ -95,12 +148,13 @@ fn what_came_meanwhile_is_synced_at_once_and_told_after() {
         files.send(Written { file: file.map(Arc::clone), safe }).unwrap();
     }
     drop(files);
-    let unsafely = AtomicU64::new(0);
+    let (unsafely, lossy) = (AtomicU64::new(0), AtomicBool::new(false));
     let sync_one = |file: &i32| {
         calls.lock().unwrap().push(*file);
         if *file == 2 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     };
-    sync(&written, sync_one, &unsafely);
+    sync(&written, sync_one, &unsafely, &lossy);
+    assert!(lossy.into_inner(), "who writes does not know");
     assert_eq!(*calls.lock().unwrap(), [1, 2]);
     told.iter_mut().for_each(|saved| saved.try_recv().unwrap());
     assert_eq!(unsafely.load(Ordering::Relaxed), 1);

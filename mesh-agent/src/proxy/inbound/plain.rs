@@ -37,7 +37,7 @@ async fn connection(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr, room
     // From before the verdict.
     let mut changed = inbound.host.changed();
     let Some(Caller { source, guard }) = inbound.host.caller(peer, destination) else {
-        // A process of the pod itself has dialled the proxy; or so many came at a time that who this one is was forgotten.
+        // A process of the pod itself has dialled the proxy; or who this one is has gone, or was forgotten, so many came at a time.
         count(&inbound.allowance.counts.malformed);
         return;
     };

@@ -182,6 +182,20 @@ fn what_follows_a_gap_is_not_written_and_does_not_count() {
 }
 
 #[test]
+fn after_a_failure_to_sync_nothing_follows_until_a_snapshot_has_what_was_written() {
+    let directory = saved();
+    let mut journal = load(&directory).0.journal;
+    journal.append(4, &of_policies(&policies(&["shop/q"], &[]), false)).unwrap();
+    journal.distrust();
+    let next = of_policies(&policies(&["shop/r"], &[]), false);
+    journal.append(5, &next).unwrap_err();
+    journal.covered(3).unwrap();
+    journal.append(5, &next).unwrap_err();
+    journal.covered(4).unwrap();
+    journal.append(5, &next).unwrap();
+}
+
+#[test]
 fn it_does_not_grow_for_ever() {
     let directory = saved();
     let mut journal = load(&directory).0.journal;
