@@ -51,7 +51,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What one agent does at a time is one stream and a few requests for certificates.
 const MAX_STREAMS: u32 = 64;
 /// Connections at a time whose callers have not authenticated yet. A handshake is a millisecond's work: as many as wait in a storm.
-const MAX_STRANGERS: usize = 2_048;
+const MAX_STRANGERS: usize = 4_096;
 /// Connections of meshctl at a time.
 const MAX_MANAGEMENT: usize = 256;
 /// Orders that may wait for the pipeline: all nodes of a large mesh may come at once.

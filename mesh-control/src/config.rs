@@ -31,15 +31,16 @@ pub struct Config {
     /// Serves /metrics, /healthz/live and /healthz/ready.
     #[arg(long, env = "MESH_METRICS_ADDRESS", default_value = "0.0.0.0:15014", value_name = "ADDR")]
     pub metrics_address: SocketAddr,
-    /// Connections of agents at a time; one more is refused.
+    /// Connections of agents at a time; one more ends the oldest whose caller has not authenticated, and is refused if there is none.
     #[arg(long, env = "MESH_MAX_CONNECTIONS", default_value_t = 32_768, value_parser = at_least_one, value_name = "N")]
     pub max_connections: usize,
     /// Connections at a time from one address (IPv6: one /64) whose callers have not authenticated yet; one more, and the oldest of them
-    /// ends. Agents that have authenticated do not count, however many share an address.
+    /// ends. Of all addresses together there are at most 4,096. Agents that have authenticated do not count, however many share an
+    /// address.
     #[arg(
         long,
         env = "MESH_MAX_UNAUTHENTICATED_PER_ADDRESS",
-        default_value_t = 512,
+        default_value_t = 1_024,
         value_parser = at_least_one,
         value_name = "N"
     )]
@@ -106,7 +107,7 @@ impl Config {
             management_address: free,
             metrics_address: free,
             max_connections: 32_768,
-            max_unauthenticated_per_address: 512,
+            max_unauthenticated_per_address: 1_024,
             authentication_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             cluster_id: "Kubernetes".to_owned(),

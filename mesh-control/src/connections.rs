@@ -1,8 +1,8 @@
 //! How many connections there may be, and how long one may do nothing: whoever reaches a port may open them.
 //!
-//! A caller is a stranger until one of its requests was accepted. There are few strangers at a time, fewer from one address, and each has
-//! little time. One more, and the oldest is given up: it is the least likely to be an honest one. Who is known counts among all only,
-//! since a whole mesh may share one address.
+//! A caller is a stranger until its handshake has shown a verified certificate, or one of its requests was accepted. There are few
+//! strangers at a time, fewer from one address, and each has little time. One more, and the oldest is given up: it is the least likely
+//! to be an honest one. Who is known counts among all only, since a whole mesh may share one address.
 
 mod carried;
 
@@ -120,6 +120,13 @@ impl Connections {
         self.metrics.connections.inc();
         Ok(Arc::new(Place { connections, number, state, exit }))
     }
+
+    /// Has the oldest stranger go, so that what its connection takes comes free; whether there was one.
+    pub(crate) fn make_room(&self) -> bool {
+        let counted = &mut *lock(&self.counted);
+        let oldest = counted.strangers.keys().next().copied();
+        oldest.inspect(|oldest| counted.give_up(*oldest)).is_some()
+    }
 }
 
 impl Counted {
@@ -146,9 +153,13 @@ impl Counted {
 }
 
 impl Place {
-    /// Its handshake is done: it has its time anew.
-    pub(crate) fn greet(&self, now: Instant) {
-        lock(&self.state).since = now;
+    /// Its handshake is done: it has its time anew, and is no stranger any more if it has shown a certificate that was verified.
+    pub(crate) fn greet(&self, now: Instant, verified: bool) {
+        if verified {
+            lock(&self.connections.counted).forget(self.number);
+        }
+        let mut state = lock(&self.state);
+        (state.known, state.since) = (verified, now);
     }
 
     /// A request of it was accepted.
@@ -276,13 +287,42 @@ mod tests {
     }
 
     #[test]
+    fn who_has_shown_a_certificate_is_no_stranger() {
+        let connections = connections(3, 2, 1);
+        let now = Instant::now();
+        let enter = || connections.enter(from("10.0.0.1"), now).unwrap();
+        let shown = enter();
+        shown.greet(now, true);
+        assert_eq!(shown.left(now + TIME), Ok(TIME * 29));
+        let without = enter();
+        without.greet(now, false);
+        assert_eq!(without.left(now + TIME), Err("unauthenticated"));
+        let _next = enter();
+        assert!(has_to_go(&without) && !has_to_go(&shown));
+    }
+
+    #[test]
+    fn the_oldest_stranger_makes_room_when_asked() {
+        let connections = connections(10, 10, 10);
+        let now = Instant::now();
+        let places = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+            .map(|address| connections.enter(from(address), now).unwrap());
+        let _served = places[0].serve();
+        let gone = || places.each_ref().map(|place| has_to_go(place));
+        assert!(connections.make_room());
+        assert_eq!(gone(), [false, true, false]);
+        assert!(connections.make_room() && !connections.make_room());
+        assert_eq!(gone(), [false, true, true]);
+    }
+
+    #[test]
     fn a_stranger_has_little_time_and_who_is_served_has_all() {
         let connections = connections(1, 1, 1);
         let start = Instant::now();
         let place = connections.enter(from("10.0.0.1"), start).unwrap();
         assert_eq!(place.left(start + TIME / 2), Ok(TIME / 2));
         assert_eq!(place.left(start + TIME), Err("unauthenticated"));
-        place.greet(start + TIME / 2);
+        place.greet(start + TIME / 2, false);
         assert_eq!(place.left(start + TIME), Ok(TIME / 2));
         let serving = place.serve();
         assert!(place.left(start + TIME * 1_000).is_ok());

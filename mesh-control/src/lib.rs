@@ -17,6 +17,7 @@ mod catalog;
 mod certificates;
 mod config;
 mod connections;
+mod descriptors;
 mod duration;
 mod explain;
 #[cfg(any(test, fuzzing))]
@@ -38,4 +39,5 @@ mod xds;
 
 pub use app::ControlPlane;
 pub use config::Config;
+pub use descriptors::allow_descriptors;
 pub use duration::parse as parse_duration;

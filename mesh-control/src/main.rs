@@ -4,8 +4,9 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use mesh_control::{Config, ControlPlane};
+use mesh_control::{Config, ControlPlane, allow_descriptors};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 /// Control plane of the mesh: reads manifests and feeds every agent.
@@ -53,6 +54,10 @@ async fn run(config: Config, log_format: LogFormat) -> anyhow::Result<()> {
     match log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+    match allow_descriptors() {
+        Ok(descriptors) => info!(descriptors, "a connection takes one of them"),
+        Err(error) => warn!(%error, "the limit of descriptors stays as it was"),
     }
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;

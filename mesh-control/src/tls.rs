@@ -49,8 +49,9 @@ pub(crate) fn accept(
                 };
                 match shaken {
                     Ok(stream) => {
-                        place.greet(Instant::now());
                         let certificates = stream.get_ref().1.peer_certificates();
+                        // One that is shown and not good has ended the handshake.
+                        place.greet(Instant::now(), certificates.is_some_and(|shown| !shown.is_empty()));
                         let certificates = certificates.map(|shown| {
                             Arc::new(shown.iter().map(|one| one.clone().into_owned()).collect::<Vec<_>>())
                         });
@@ -107,11 +108,17 @@ async fn next(
             },
             Err(error) => {
                 // Out of descriptors, say: trying again at once would only burn time.
-                debug!(%error, "accepting a connection");
+                let crowded = is_out_of_room(&error) && connections.make_room();
+                debug!(%error, crowded, "accepting a connection");
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
+}
+
+/// Whether there would be a place if others went.
+fn is_out_of_room(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 async fn shake(

@@ -151,6 +151,11 @@ impl World {
         if told.wildcard {
             told.ever.insert("*".to_owned());
         }
+        let all = told.wildcard && !copy.resource_names_unsubscribe.iter().any(|name| name == "*");
+        if first && !all {
+            // What it holds is what it asks for, too.
+            told.names.extend(told.held.keys().filter(|name| *name != "*").cloned());
+        }
         let forgets = first || !copy.resource_names_unsubscribe.is_empty();
         for name in copy.resource_names_unsubscribe {
             if name == "*" {
@@ -256,7 +261,7 @@ impl World {
     /// What is kept of the agent is in proportion to what it has said, and to what there is.
     fn is_bounded(&self) {
         let unanswered = self.told.values().flat_map(|told| &told.unanswered).map(|(_, items)| 2 + items);
-        let most = 2 * self.said + unanswered.sum::<usize>() + self.told.len() * (65 + NAMES.len());
+        let most = 3 * self.said + unanswered.sum::<usize>() + self.told.len() * (65 + NAMES.len());
         let weight = self.subscriptions.weight();
         assert!(weight <= most, "{weight} pieces of {} names", self.said);
     }

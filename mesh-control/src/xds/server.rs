@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mesh_common::api::envoy::{
@@ -15,7 +15,7 @@ use mesh_common::api::envoy::{
 use prost_types::value::Kind;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,8 +23,8 @@ use tracing::{info, warn};
 
 use super::{
     agents::{Agents, Entry, bounded},
-    session::{Answer, Next},
-    subscriptions::{Offered, Progress, Subscriptions},
+    session::{Answer, BadNames, Next},
+    subscriptions::{Offered, Progress, Subscriptions, TooMuch},
 };
 use crate::{
     auth::{Caller, Credentials, Expiry, Refusal},
@@ -35,6 +35,9 @@ use crate::{
     metrics::Metrics,
     pipeline::{Joining, Order},
 };
+
+/// How long a client that does not read may keep what its stream ended with waiting.
+const PARTING: Duration = Duration::from_secs(5);
 
 /// What all streams have in common.
 #[derive(Clone)]
@@ -120,9 +123,11 @@ impl Client {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>, send: Send) {
         let outcome = self.serve(&mut requests, &send).await;
         info!(node = %self.node, outcome = %outcome.as_ref().err().map_or("closed", Status::message), "agent left");
+        // The stream counts no longer, whether or not its client hears of the end.
+        drop((self, requests));
         if let Err(status) = outcome {
-            // Nobody may be left to hear it.
-            send.send(Err(status)).await.ok();
+            // Nobody may be left to hear it, or to read.
+            timeout(PARTING, send.send(Err(status))).await.ok();
         }
     }
 
@@ -196,7 +201,12 @@ impl Client {
         }
         let kind = request.type_url.clone();
         let answered = self.subscriptions.request(request);
-        let (answer, refusal) = answered.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let (answer, refusal) = answered.map_err(|error| match error {
+            TooMuch::Names(BadNames::TooLong(_)) => Status::invalid_argument(error.to_string()),
+            TooMuch::Types | TooMuch::Names(BadNames::TooMany) => {
+                Status::resource_exhausted(error.to_string())
+            }
+        })?;
         match answer {
             Answer::Refused => {
                 let reason = refusal.unwrap_or_default();

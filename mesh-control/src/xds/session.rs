@@ -22,6 +22,8 @@ const MAX_SCAN: usize = 16_384;
 const MAX_IN_FLIGHT: usize = 1_024;
 /// Names that a client may subscribe to.
 const MAX_NAMES: usize = 262_144;
+/// Most bytes of a name that a client says, well above those of any name that is served.
+const MAX_NAME: usize = 1_024;
 /// Refusals that are remembered one by one.
 const MAX_REFUSALS: usize = 64;
 
@@ -48,8 +50,12 @@ pub(crate) enum Answer {
 
 /// A message that ends the stream.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("subscribes to more than {MAX_NAMES} names; subscribe to \"*\" instead")]
-pub(crate) struct TooManyNames;
+pub(crate) enum BadNames {
+    #[error("subscribes to more than {MAX_NAMES} names; subscribe to \"*\" instead")]
+    TooMany,
+    #[error("a name of {0} bytes; names have at most {MAX_NAME}")]
+    TooLong(usize),
+}
 
 /// What to do next.
 #[derive(Debug)]
@@ -71,6 +77,12 @@ pub(crate) struct Response {
     pub(crate) removed: Vec<Name>,
     /// With this one the client knows all that there was when it was made.
     pub(crate) complete: bool,
+}
+
+impl Request {
+    fn names(&self) -> impl Iterator<Item = &String> {
+        self.subscribe.iter().chain(&self.unsubscribe).chain(self.initial.keys())
+    }
 }
 
 impl Response {
@@ -140,7 +152,10 @@ pub(crate) struct Session {
 
 impl Session {
     /// Takes a message in.
-    pub(crate) fn request(&mut self, request: Request) -> Result<Answer, TooManyNames> {
+    pub(crate) fn request(&mut self, request: Request) -> Result<Answer, BadNames> {
+        if let Some(name) = request.names().find(|name| name.len() > MAX_NAME) {
+            return Err(BadNames::TooLong(name.len()));
+        }
         let answer = self.answer(&request);
         let first = !self.subscribed;
         if first {
@@ -156,10 +171,14 @@ impl Session {
                     (self.wildcard, self.cursor) = (true, 0);
                 }
             } else {
-                let name: Name = name.as_str().into();
-                self.names.insert(Arc::clone(&name));
-                self.asked.insert(name);
+                self.ask(name.as_str().into());
             }
+        }
+        let all = self.wildcard && !request.unsubscribe.iter().any(|name| name == "*");
+        if first && !all {
+            // Who returns and asks for something, not for everything, asks for what he holds, too.
+            let held: Vec<Name> = self.initial.keys().map(|name| name.as_str().into()).collect();
+            held.into_iter().filter(|name| &**name != "*").for_each(|name| self.ask(name));
         }
         for name in &request.unsubscribe {
             if name == "*" {
@@ -173,7 +192,12 @@ impl Session {
             // Who does not ask for something does not hold it, and is sent it anew when he asks.
             self.initial.retain(|name, _| self.names.contains(name.as_str()));
         }
-        if self.names.len() > MAX_NAMES { Err(TooManyNames) } else { Ok(answer) }
+        if self.names.len() > MAX_NAMES { Err(BadNames::TooMany) } else { Ok(answer) }
+    }
+
+    fn ask(&mut self, name: Name) {
+        self.names.insert(Arc::clone(&name));
+        self.asked.insert(name);
     }
 
     fn answer(&mut self, request: &Request) -> Answer {
@@ -240,7 +264,7 @@ impl Session {
         let from = self.cursor;
         let mut response = Response::default();
         let mut bytes = 0;
-        self.take_asked(contents, &mut response, &mut bytes);
+        self.take_asked(contents, gate, &mut response, &mut bytes);
         if self.take_changes(contents, gate, &mut response, &mut bytes).is_none() {
             return Next::TooFarBehind;
         }
@@ -320,21 +344,30 @@ impl Session {
         }
     }
 
-    fn take_asked(&mut self, contents: &Contents, response: &mut Response, bytes: &mut usize) {
+    fn take_asked(&mut self, contents: &Contents, gate: Gate, response: &mut Response, bytes: &mut usize) {
         while response.items() < MAX_ITEMS
             && *bytes < MAX_BYTES
             && let Some(name) = self.asked.pop_first()
         {
+            let had = self.initial.contains_key(&*name);
             match contents.get(&name) {
                 // What the client holds and is to be told later is told then, and once.
                 _ if self.orphans.contains(&name) || self.held_back.contains_key(&name) => {}
                 // It stands in the log before us and comes from there, or it is the very content that the client has.
                 _ if contents.place(&name) > Some(self.cursor) => {}
                 Some(served) if self.holds(served) => {}
-                Some(served) => {
-                    *bytes += served.resource.bytes.len();
-                    response.resources.push(Arc::clone(served));
-                }
+                Some(served) => match gate {
+                    // What the client came with may hold for more workloads, wherever it has that from.
+                    Gate::Behind { end, .. }
+                        if !served.resource.wide && served.has_narrowed_since(0, had) =>
+                    {
+                        self.held_back.insert(name, end);
+                    }
+                    Gate::Open | Gate::Behind { .. } => {
+                        *bytes += served.resource.bytes.len();
+                        response.resources.push(Arc::clone(served));
+                    }
+                },
                 None => response.removed.push(name),
             }
         }

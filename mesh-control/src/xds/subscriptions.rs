@@ -9,7 +9,7 @@ use mesh_common::api::{
 
 use super::{
     agents::bounded,
-    session::{Answer, Gate, Next, Request, Response, Session, TooManyNames},
+    session::{Answer, BadNames, Gate, Next, Request, Response, Session},
 };
 use crate::catalog::{Contents, Revision, Revisions, Served};
 
@@ -26,7 +26,7 @@ pub(crate) enum TooMuch {
     #[error("more than {MAX_TYPES} types on one stream")]
     Types,
     #[error(transparent)]
-    Names(#[from] TooManyNames),
+    Names(#[from] BadNames),
 }
 
 /// What is served: both as they were published together.

@@ -212,7 +212,7 @@ async fn a_stream_ends_with_its_certificate_and_with_its_token() {
 async fn plaintext_and_silence_get_nowhere_and_are_in_nobodys_way() {
     let world = shop().await;
     let mut silent = Vec::new();
-    for _ in 0..600 {
+    for _ in 0..1_100 {
         silent.push(TcpStream::connect(world.control.xds_address()).await.unwrap());
     }
     Shows::token().ask(&world, &Wanted::own()).await.unwrap();

@@ -1,6 +1,11 @@
 //! How many connections there may be, and for how long they may do nothing.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
 use mesh_control::Config;
 use tokio::{
@@ -11,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    client::{Shows, Wanted},
+    client::{Shows, TOKEN, Wanted},
     management::scrape,
     manifests::*,
     subscriber::Subscriber,
@@ -100,6 +105,83 @@ async fn an_address_may_have_few_strangers_and_many_agents() {
     for agent in &mut agents {
         assert_eq!(agent.next().await.put, [WEB]);
     }
+}
+
+#[tokio::test]
+async fn who_has_shown_a_certificate_is_no_stranger() {
+    let world = world(|config| config.max_unauthenticated_per_address = 1).await;
+    let shown = Shows::token().ask(&world, &Wanted::own()).await.unwrap().shown();
+    let channel = shown.connect(&world).await.unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        strangers.push(TcpStream::connect(world.control.xds_address()).await.unwrap());
+    }
+    counted(&world, r#"mesh_control_handshakes_failed_total{reason="crowded"} 2"#).await;
+    // It has asked for nothing so far, and its connection is still there.
+    shown.ask_on(channel, &Wanted::own()).await.unwrap();
+    let metrics = scrape(&world, "/metrics").await;
+    assert!(!metrics.contains(r#"connections_ended_total{reason="crowded"}"#), "{metrics}");
+}
+
+/// The command, killed when the test is over.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Runs the command with so few descriptors; where agents connect, and how many it says it may have.
+fn run_with(limits: &str, dir: &std::path::Path) -> (Running, SocketAddr, u64) {
+    std::fs::write(dir.join("join-tokens"), format!("* {TOKEN}\n")).unwrap();
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")])
+        .args([env!("CARGO_BIN_EXE_mesh-control"), "run", "--log-format", "json"])
+        .args(["--xds-address", "127.0.0.1:0", "--management-address", "127.0.0.1:0"])
+        .args(["--metrics-address", "127.0.0.1:0", "--authentication-timeout", "10m"])
+        .args(
+            ["--manifests", "--state-dir", "--ca-dir"]
+                .map(|option| [option.as_ref(), dir.as_os_str()])
+                .as_flattened(),
+        )
+        .arg("--join-tokens")
+        .arg(dir.join("join-tokens"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let running = Running(child);
+    let mut field = |name: &str| {
+        let value = log.find_map(|line| {
+            let (_, rest) = line.split_once(&format!("\"{name}\":"))?;
+            rest.split([',', '}']).next().map(|value| value.trim_matches('"').to_owned())
+        });
+        value.unwrap()
+    };
+    let descriptors = field("descriptors").parse().unwrap();
+    let address = field("xds").parse().unwrap();
+    // Nothing blocks for want of a reader.
+    std::thread::spawn(move || log.for_each(drop));
+    (running, address, descriptors)
+}
+
+#[tokio::test]
+async fn strangers_make_room_when_descriptors_run_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let run = move || run_with("ulimit -Sn 48 && ulimit -Hn 64", &path);
+    let (_running, address, descriptors) = tokio::task::spawn_blocking(run).await.unwrap();
+    assert_eq!(descriptors, 64);
+    let mut strangers = Vec::new();
+    for _ in 0..70 {
+        strangers.push(TcpStream::connect(address).await.unwrap());
+    }
+    let roots = std::fs::read_to_string(dir.path().join("root-cert.pem")).unwrap();
+    let channel = timeout(PATIENCE, Shows::token().connect_to(address, &roots)).await.unwrap().unwrap();
+    Shows::token().ask_on(channel, &Wanted::own()).await.unwrap();
+    assert!(ends(&mut strangers[0], SECOND).await);
 }
 
 #[tokio::test]

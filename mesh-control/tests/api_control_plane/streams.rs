@@ -156,6 +156,40 @@ async fn a_slow_subscriber_gets_the_last_of_many_changes() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_client_does_not_read_ends_too() {
+    let payload = "x".repeat(2_000);
+    let documents = |round: u32| -> String {
+        let meta = format!(
+            ", annotations: {{a: b}}, ownerReferences: [{{kind: Job, name: {payload}-{round}, controller: true}}]"
+        );
+        let pods = (0..2_000).map(|i| pod_with(&format!("p{i}"), "10.0.0.1", &meta, "", "True"));
+        file(&pods.collect::<Vec<_>>()).replace("node-a", "node-z")
+    };
+    let world = World::start(&[("all.yaml", &documents(0))]).await;
+    let _silent = Subscriber::connect(&world).await;
+    // More than all buffers between the two ends hold.
+    for round in 1..=4 {
+        world.write("all.yaml", &documents(round));
+        world.status_when(|status| status.revision >= u64::from(2_000 * (round + 1))).await;
+    }
+    assert!(world.status().await.agents[0].lag > 0);
+    let start = Instant::now();
+    std::fs::write(world.state.path().join("join-tokens"), "# none\n").unwrap();
+    world.status_when(|status| status.agents.is_empty()).await;
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_ends_the_stream() {
+    let world = World::start(&[("web.yaml", &web())]).await;
+    let subscribe = vec!["n".repeat(1_025)];
+    let first = DeltaDiscoveryRequest { resource_names_subscribe: subscribe, ..Default::default() };
+    let end = Subscriber::open(&world, first).await.receive().await.unwrap_err();
+    assert_eq!(end.code(), tonic::Code::InvalidArgument);
+    assert!(end.message().contains("1025 bytes") && end.message().contains("1024"), "{end}");
+}
+
+#[tokio::test]
 async fn a_change_is_there_in_an_instant() {
     let documents: Vec<_> = (0..500).map(|i| pod(&format!("p{i}"), "10.0.0.1")).collect();
     let world = World::start(&[("all.yaml", &file(&documents)), ("web.yaml", &web())]).await;

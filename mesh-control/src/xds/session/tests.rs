@@ -138,17 +138,37 @@ fn who_asks_again_for_what_he_gave_up_is_sent_it_again() {
     let all = || names_of(&["*"]);
     let mut session = subscribed(Request {
         subscribe: all(),
-        unsubscribe: all(),
+        unsubscribe: names_of(&["*", "a"]),
         initial: holding("a", 1),
         ..Request::default()
     });
     session.request(Request { subscribe: all(), ..Request::default() }).unwrap();
     assert_eq!(told(&mut session, &contents), pair("a", ""));
-    // And who says that he holds what he does not ask for.
+    // Not who has not given it up.
     let subscribe = names_of(&["b"]);
     let mut session = subscribed(Request { subscribe, initial: holding("a", 1), ..Request::default() });
     session.request(Request { subscribe: all(), ..Request::default() }).unwrap();
-    assert_eq!(told(&mut session, &contents), pair("a", "b"));
+    assert_eq!(told(&mut session, &contents), pair("", "b"));
+}
+
+#[test]
+fn who_returns_without_the_wildcard_asks_for_what_he_holds() {
+    let mut contents = contents(&[("a", 2), ("b", 1), ("c", 1), ("d", 1)]);
+    let all = || names_of(&["*"]);
+    let initial = ["a", "b", "gone", "c"].map(|name| (name.to_owned(), format!("{:016x}", 1)));
+    // As ztunnel does on demand: all that it had asked for is in what it holds.
+    for (subscribe, unsubscribe) in [(all(), names_of(&["*", "c"])), (vec![], names_of(&["*", "c"]))] {
+        let initial = initial.clone().into();
+        let mut session = subscribed(Request { subscribe, unsubscribe, initial, ..Request::default() });
+        assert_eq!(told(&mut session, &contents), pair("a", "gone"));
+        assert!(is_idle(&mut session, &contents));
+        change(&mut contents, &[("b", 2), ("c", 2), ("d", 2)]);
+        assert_eq!(told(&mut session, &contents), pair("b", ""));
+        change(&mut contents, &[("a", 0), ("d", 0)]);
+        assert_eq!(told(&mut session, &contents), pair("", "a"));
+        assert!(is_idle(&mut session, &contents));
+        change(&mut contents, &[("a", 2), ("b", 1), ("c", 1), ("d", 1)]);
+    }
 }
 
 #[test]
@@ -272,7 +292,28 @@ fn subscribing_to_nothing_is_answered_with_nothing() {
 #[test]
 fn names_are_bounded() {
     let subscribe = (0..=MAX_NAMES).map(|i| i.to_string()).collect();
-    assert_eq!(Session::default().request(Request { subscribe, ..Request::default() }), Err(TooManyNames));
+    assert_eq!(
+        Session::default().request(Request { subscribe, ..Request::default() }),
+        Err(BadNames::TooMany)
+    );
+}
+
+#[test]
+fn a_name_that_is_too_long_is_refused_wherever_it_is() {
+    let name = |length| "n".repeat(length);
+    let requests = |length| {
+        [
+            Request { subscribe: vec![name(length)], ..Request::default() },
+            Request { unsubscribe: vec![name(length)], ..Request::default() },
+            Request { initial: holding(&name(length), 1), ..Request::default() },
+        ]
+    };
+    for request in requests(MAX_NAME) {
+        assert_eq!(Session::default().request(request), Ok(Answer::None));
+    }
+    for request in requests(MAX_NAME + 1) {
+        assert_eq!(Session::default().request(request), Err(BadNames::TooLong(MAX_NAME + 1)));
+    }
 }
 
 #[test]
@@ -364,7 +405,10 @@ fn a_policy_for_fewer_waits_like_a_removal_unless_the_client_never_had_more() {
     // Who comes anew has nothing that could be wider.
     assert_eq!(sent(&mut subscribed(Request::default()), &contents, behind(0)), three("a", "", true));
     let initial = HashMap::from([("a".to_owned(), "other".to_owned())]);
-    let mut returned = subscribed(Request { initial, ..Request::default() });
-    assert_eq!(sent(&mut returned, &contents, behind(0)), three("", "", false));
-    assert_eq!(sent(&mut returned, &contents, behind(7)), three("a", "", true));
+    for subscribe in [vec![], names_of(&["a"])] {
+        let initial = initial.clone();
+        let mut returned = subscribed(Request { subscribe, initial, ..Request::default() });
+        assert_eq!(sent(&mut returned, &contents, behind(0)), three("", "", false));
+        assert_eq!(sent(&mut returned, &contents, behind(7)), three("a", "", true));
+    }
 }
