@@ -65,6 +65,16 @@ impl Mesh {
         Ok(pod)
     }
 
+    /// The same of a service account of its own name, so that policies can tell it from others.
+    pub fn account(&self, node: usize, name: &str) -> anyhow::Result<Pod> {
+        let mut plan = self.nodes[node].plan(name);
+        plan.service_account = name.to_owned();
+        let pod = plan.start()?;
+        self.cluster.manifests().put_pods([&*pod])?;
+        self.agents[node].wait_for_workloads(&[name])?;
+        Ok(pod)
+    }
+
     /// Waits until connections from `client`, a pod on node number `node`, to `to` are carried under mutual TLS.
     pub fn wait_until_carried(&self, node: usize, client: &Pod, to: &SocketAddr) -> anyhow::Result<()> {
         self.agents[node].wait_for_proxies(&[&client.name])?;

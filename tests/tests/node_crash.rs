@@ -39,10 +39,7 @@ impl Scene {
             mesh.agents[node] = mesh.nodes[node].agent_with(&options(&mesh, node, port))?;
         }
         let pod = |node: usize, name: &str| -> anyhow::Result<Pod> {
-            let mut plan = mesh.nodes[node].plan(name);
-            plan.service_account = name.to_owned();
-            let pod = plan.start()?;
-            mesh.cluster.manifests().put_pods([&*pod])?;
+            let pod = mesh.account(node, name)?;
             mesh.agents[node].wait_for_proxies(&[name])?;
             Ok(pod)
         };

@@ -27,16 +27,9 @@ struct Scene {
 impl Scene {
     fn start() -> anyhow::Result<Self> {
         let mesh = Mesh::start(&["z1", "z2"])?;
-        let pod = |node: usize, name: &str| -> anyhow::Result<Pod> {
-            let mut plan = mesh.nodes[node].plan(name);
-            plan.service_account = name.to_owned();
-            let pod = plan.start()?;
-            mesh.cluster.manifests().put_pods([&*pod])?;
-            mesh.agents[node].wait_for_workloads(&[name])?;
-            Ok(pod)
-        };
-        let (good, bad, beside) = (pod(0, "good")?, pod(0, "bad")?, pod(1, "beside")?);
-        let target = pod(1, "server")?;
+        let (good, bad, beside) =
+            (mesh.account(0, "good")?, mesh.account(0, "bad")?, mesh.account(1, "beside")?);
+        let target = mesh.account(1, "server")?;
         let process = peer::tcp_echo(&target, "server", 8080)?;
         let also = peer::tcp_echo(&target, "server", 9090)?;
         let server = Server { process, pod: target };

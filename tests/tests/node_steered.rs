@@ -32,17 +32,10 @@ fn http() -> Value {
 impl Scene {
     fn start() -> anyhow::Result<Self> {
         let mesh = Mesh::start(&["z1", "z2"])?;
-        let pod = |node: usize, name: &str| -> anyhow::Result<Pod> {
-            let mut plan = mesh.nodes[node].plan(name);
-            plan.service_account = name.to_owned();
-            let pod = plan.start()?;
-            mesh.cluster.manifests().put_pods([&*pod])?;
-            mesh.agents[node].wait_for_workloads(&[name])?;
-            Ok(pod)
-        };
-        let (beside, also_beside, far) = (pod(1, "beside")?, pod(1, "also-beside")?, pod(0, "far")?);
+        let (beside, also_beside, far) =
+            (mesh.account(1, "beside")?, mesh.account(1, "also-beside")?, mesh.account(0, "far")?);
         let stranger = mesh.nodes[0].pod("stranger")?;
-        let target = pod(1, "server")?;
+        let target = mesh.account(1, "server")?;
         let server = Server { process: peer::tcp_echo(&target, "server", 8080)?, pod: target };
         mesh.agents[1].wait_for_proxies(&["server", "beside", "also-beside"])?;
         mesh.wait_until_carried(0, &far, &server.pod.address(8080))?;
