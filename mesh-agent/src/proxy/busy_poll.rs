@@ -117,6 +117,8 @@ pub(super) async fn look(most: Duration, looks: Arc<Looks>) {
         let (found, took) = loop {
             // Lets the event loop ask the kernel, and run what that brings.
             yield_now().await;
+            // And whoever else wants this processor: mostly the application whose message is looked for.
+            std::thread::yield_now();
             let took = began.elapsed();
             if events() != before {
                 break (true, took);
