@@ -1,11 +1,11 @@
 //! What a thread of the proxy does between two events that follow each other closely: it looks for the next one for a moment, since
 //! to be put to sleep and woken again takes longer than most answers do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ const SHORT: usize = 16 << 10;
 const CONVERSATION: u32 = 8;
 /// Pieces that one message of a conversation may come in. What goes on coming one way is none: nobody waits for its answer.
 const PIECES: u32 = 4;
+/// A thread that carries no more connections than these looks after any short message, unless they come one way: it has hardly anybody
+/// else to serve, and connections that are used once are over before they are a conversation.
+const FEW: usize = 4;
 /// Messages that are further apart than so many times the longest look are not waited for.
 const APART: u32 = 5;
 /// Most waits in a row that are slept through because looking did not pay.
@@ -35,6 +38,7 @@ thread_local! {
         short: Cell::new(false),
         looking: RefCell::new(None),
         timing: RefCell::new(None),
+        carried: OnceCell::new(),
     } };
 }
 
@@ -47,12 +51,20 @@ struct Local {
     in_turn: Cell<u32>,
     /// How often in a row it was the last one.
     pieces: Cell<u32>,
-    /// A message of a conversation was among it since this was asked last.
+    /// A message whose answer is worth looking for was among it since this was asked last.
     short: Cell<bool>,
     /// Who waits for such a message.
     looking: RefCell<Option<Waker>>,
     /// Who waits for anything.
     timing: RefCell<Option<Waker>>,
+    /// How many connections the thread carries; unknown on others than the proxy's.
+    carried: OnceCell<Arc<AtomicUsize>>,
+}
+
+/// The calling thread carries so many connections, as others count them.
+pub(super) fn carries(connections: Arc<AtomicUsize>) {
+    // Said once, when the thread begins.
+    LOCAL.with(|local| drop(local.carried.set(connections)));
 }
 
 /// So many bytes have come by `socket` on the calling thread.
@@ -74,7 +86,8 @@ pub(super) fn came(socket: &impl AsRawFd, bytes: usize) {
         }
         local.pieces.set(pieces);
         local.in_turn.set(in_turn);
-        if bytes < SHORT && in_turn >= CONVERSATION {
+        let few = || local.carried.get().is_some_and(|carried| carried.load(Relaxed) <= FEW);
+        if bytes < SHORT && (in_turn >= CONVERSATION || (pieces < PIECES && few())) {
             local.short.set(true);
             wake(&local.looking);
         }
@@ -99,8 +112,8 @@ pub struct Looks {
 }
 
 /// Looks for the next event for up to `most` whenever a short message has come in a conversation that this thread, which is the one that
-/// runs this, has to itself. That takes nothing from what else is to run here, but may take it from the applications of the node: where
-/// messages are far apart it is not done, and where it is in vain, it is done less.
+/// runs this, has to itself, or among few connections. That takes nothing from what else is to run here, and lets the applications of the
+/// node have the processor in between: where messages are far apart it is not done, and where it is in vain, it is done less.
 pub(super) async fn look(most: Duration, looks: Arc<Looks>) {
     if most.is_zero() {
         return;
@@ -243,6 +256,28 @@ mod tests {
             assert!(found > 5 && looks.found.load(Relaxed) == found + 1, "only what had begun has ended");
         });
         one_way.await;
+    }
+
+    #[tokio::test]
+    async fn among_few_connections_it_looks_after_what_does_not_come_one_way() {
+        let carried = Arc::new(AtomicUsize::new(FEW));
+        carries(Arc::clone(&carried));
+        let talk = async |_looks: &Looks| {
+            for socket in [4, 5, 6, 7] {
+                came(&socket, 1);
+                a_while().await;
+            }
+        };
+        assert_eq!(beside(LONG, talk).await, (3, 0), "the last is looked for still");
+        let one_way = beside(LONG, async |_looks| {
+            for _ in 0..100 {
+                came(&2, 1);
+                a_while().await;
+            }
+        });
+        assert!(one_way.await.0 <= u64::from(PIECES));
+        carried.store(FEW + 1, Relaxed);
+        assert_eq!(beside(LONG, talk).await, (0, 0));
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ struct Inner {
 struct Thread {
     handle: Handle,
     /// Connections that it carries now.
-    connections: AtomicUsize,
+    connections: Arc<AtomicUsize>,
     /// Dropped, the thread ends.
     _stop: Option<oneshot::Sender<()>>,
 }
@@ -58,7 +58,7 @@ impl Threads {
     /// None of their own: the runtime that this is called in carries everything.
     #[cfg(test)]
     pub fn here() -> Self {
-        let thread = Thread { handle: Handle::current(), connections: AtomicUsize::new(0), _stop: None };
+        let thread = Thread { handle: Handle::current(), connections: Arc::default(), _stop: None };
         Self(Arc::new(Inner { threads: vec![thread], next_home: AtomicUsize::new(0), looks: Arc::default() }))
     }
 
@@ -99,14 +99,17 @@ fn start(number: usize, busy_poll: Duration, looks: &Arc<Looks>) -> io::Result<T
     let (stop, stopped) = oneshot::channel();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
+    let connections = Arc::<AtomicUsize>::default();
+    let carried = Arc::clone(&connections);
     handle.spawn(busy_poll::look(busy_poll, Arc::clone(looks)));
     handle.spawn(busy_poll::keep_timer_near());
     std::thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
         OWN.set(number);
+        busy_poll::carries(carried);
         // Nothing is ever sent: it ends when the other end is dropped.
         drop(runtime.block_on(stopped));
     })?;
-    Ok(Thread { handle, connections: AtomicUsize::new(0), _stop: Some(stop) })
+    Ok(Thread { handle, connections, _stop: Some(stop) })
 }
 
 /// A connection's part in a thread, until it is dropped.
