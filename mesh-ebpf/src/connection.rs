@@ -6,21 +6,21 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     },
-    helpers::bpf_get_netns_cookie,
+    helpers::{bpf_get_netns_cookie, bpf_setsockopt},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use mesh_common::abi::{
-    Caller, CallerKey, Counters, Endpoint, Original, OriginalKey, Outcome, Reason, Socket,
+    Caller, CallerKey, ClientKey, Counters, Endpoint, Original, OriginalKey, Outcome, Proxy, Reason, Socket,
 };
 
 use crate::{
     address::{pick, words},
     atomic, balance, count,
-    maps::{CALLERS, LOADS, ORIGINALS},
+    maps::{CALLERS, CLIENTS, LOADS, ORIGINALS},
     socket,
 };
 
@@ -38,6 +38,7 @@ pub fn connection(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => watch(&ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == TCP_FIN_WAIT2 => fin_acknowledged(&ctx),
         _ => {}
@@ -73,6 +74,7 @@ fn watch(ctx: &SockOpsContext) {
     }
     if socket.flags & Socket::PROXIED != 0 {
         tell_proxy(ctx, socket);
+        unpace(ctx);
     } else if socket.flags & Socket::CALLER != 0 {
         let key = caller(ctx);
         let stranger = socket.flags & Socket::STRANGER != 0;
@@ -81,6 +83,37 @@ fn watch(ctx: &SockOpsContext) {
         if CALLERS.insert(&key, &caller, u64::from(BPF_ANY)).is_err() {
             count::reason(Reason::CallersLost);
         }
+    }
+}
+
+/// A connection that an application will accept: it may be the node proxy's, who calls from the pod's own address.
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    let source = remote(ctx);
+    if !source.address().same(local(ctx).address()) {
+        return;
+    }
+    // SAFETY: takes a valid context, gives a number.
+    let key = ClientKey { netns: unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }, source, zero: 0 };
+    // SAFETY: only whether it is there is asked.
+    if unsafe { CLIENTS.get(&key) }.is_some() {
+        unpace(ctx);
+    }
+}
+
+/// Between an application and the node proxy there is no network that could be congested: what BBR spends there on timers is lost. Must
+/// come before the connection is established, since a socket that has been paced once always is.
+#[inline(always)]
+fn unpace(ctx: &SockOpsContext) {
+    const SOL_TCP: i32 = 6;
+    const TCP_CONGESTION: i32 = 13;
+    const NAME: &[u8] = Proxy::CONGESTION.as_bytes();
+    let mut name = [NAME[0], NAME[1], NAME[2], NAME[3]];
+    let place = name.as_mut_ptr().cast();
+    // SAFETY: takes a valid context, and reads the name from the stack.
+    let set = unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_CONGESTION, place, NAME.len() as i32) };
+    if set != 0 {
+        count::reason(Reason::Paced);
     }
 }
 

@@ -1,15 +1,17 @@
 //! Between nodes: mutual TLS by the workloads' identities, of which an application sees nothing.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
 use mesh_harness::capture::Segment;
 use mesh_harness::manifest::peer_authentication;
-use mesh_harness::{Capture, Service, needs, peer, until};
+use mesh_harness::{AgentOptions, Capture, Pod, Service, needs, peer, until};
 use mesh_tests::Mesh;
 use serde_json::json;
 
+const OUTBOUND: u16 = 15001;
 const TUNNEL: u16 = 15008;
 
 fn web() -> Service {
@@ -64,6 +66,68 @@ fn what_crosses_between_nodes_is_tls_and_the_application_sees_its_real_peer() ->
         // How many of them depends on how soon the server closes, which nobody waits for.
         ensure!(begun < 21, "{to}: {begun} handshakes for 21 connections: tunnels are not used again");
     }
+    Ok(())
+}
+
+#[test]
+fn each_hop_of_a_connection_has_its_own_congestion_control() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let tunnels = AgentOptions::with(&["--tunnel-congestion-control", "reno"]);
+    let mesh = Mesh::start_with(&["z1", "z2"], &tunnels)?;
+    let client = mesh.client(0, "client")?;
+    let pod = mesh.nodes[1].pod("server")?;
+    for pod in [&client, &pod] {
+        let setting = "/proc/sys/net/ipv4/tcp_congestion_control";
+        pod.netns().run(|| Ok(std::fs::write(setting, "cubic")?))?;
+    }
+    let _server = peer::tcp_echo(&pod, "server", 8080)?;
+    mesh.cluster.manifests().put_pods([&*pod])?;
+    mesh.agents[1].wait_for_proxies(&["server"])?;
+    mesh.wait_until_carried(0, &client, &pod.address(8080))?;
+    let (_holder, held) = peer::hold(&client, &pod.address(8080), 1)?;
+    ensure!(held.alive == 1, "{:?}", held.dead);
+    // Ports of both ends, and the congestion control.
+    let open = |pod: &Pod| -> anyhow::Result<Vec<([u16; 2], String)>> {
+        let said = pod
+            .netns()
+            .run(|| Ok(Command::new("ss").args(["-tinOH", "state", "established"]).output()?))?;
+        let port = |end: &str| end.rsplit(':').next().and_then(|port| port.parse().ok());
+        let line = |line: &str| -> Option<([u16; 2], String)> {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            Some(([port(words.get(2)?)?, port(words.get(3)?)?], (*words.get(4)?).to_owned()))
+        };
+        Ok(String::from_utf8_lossy(&said.stdout).lines().filter_map(line).collect())
+    };
+    for (pod, application) in [(&client, OUTBOUND), (&pod, 8080)] {
+        let sockets = open(pod)?;
+        let of = |port: u16| sockets.iter().filter(move |(ports, _)| ports.contains(&port));
+        // The application's end, and the proxy's.
+        ensure!(of(application).count() >= 2 && of(TUNNEL).count() >= 1, "{}: {sockets:?}", pod.name);
+        let mut hops = of(application).chain(of(TUNNEL));
+        ensure!(hops.all(|(_, name)| name == "reno"), "{}: {sockets:?}", pod.name);
+    }
+    // What the mesh does not carry is as it was.
+    let near = client.address(9090);
+    let _other = peer::tcp_echo(&client, "other", 9090)?;
+    let (_holder, held) = peer::hold(&client, &near, 1)?;
+    ensure!(held.alive == 1, "{:?}", held.dead);
+    let sockets = open(&client)?;
+    let own: Vec<_> = sockets.iter().filter(|(ports, _)| ports.contains(&9090)).collect();
+    ensure!(own.len() == 2 && own.iter().all(|(_, name)| name == "cubic"), "{sockets:?}");
+    Ok(())
+}
+
+#[test]
+fn a_congestion_control_that_the_kernel_does_not_have_is_said_at_the_start() -> anyhow::Result<()> {
+    needs!(Mesh);
+    let cluster = mesh_harness::Cluster::start()?;
+    let node = cluster.node("z1")?;
+    let flags = AgentOptions::with(&["--tunnel-congestion-control", "not_there"]);
+    let mut agent = node.agent_with(&AgentOptions { wait: false, ..flags })?;
+    let status = agent.process().wait(Duration::from_secs(20))?;
+    let log = agent.process().log_tail();
+    ensure!(!status.success(), "it started");
+    ensure!(log.contains("--tunnel-congestion-control") && log.contains("not_there"), "{log}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::ConfigError;
+use crate::proxy::congestion::Congestion;
 use crate::proxy::limits::Limits;
 use crate::proxy::tls::Protocol;
 
@@ -17,6 +18,10 @@ pub struct ProxyArgs {
     /// What tunnels to other nodes speak, the best first: stream (between agents of this mesh), hbone (ztunnel's)
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "stream,hbone")]
     pub tunnel_protocols: Vec<Protocol>,
+    /// Congestion control of connections to other nodes' proxies, as Linux names it: cubic, bbr, … [default: the one that the pod's network
+    /// namespace has]
+    #[arg(long, value_name = "NAME")]
+    pub tunnel_congestion_control: Option<Congestion>,
     /// Certificates of peers that were revoked: lists in PEM, or one in DER; read anew when the file changes. One that cannot be used refuses every
     /// peer
     #[arg(long, env = "MESH_CRL", value_name = "FILE")]
@@ -59,6 +64,8 @@ pub struct ProxyArgs {
 pub struct ProxyConfig {
     /// What tunnels speak, the best first.
     pub protocols: Vec<Protocol>,
+    /// Congestion control of tunnels.
+    pub tunnel_congestion: Congestion,
     /// Revocation lists.
     pub crl: Option<PathBuf>,
     /// How long a stopping agent waits for connections.
@@ -110,6 +117,7 @@ impl ProxyArgs {
         }
         Ok(ProxyConfig {
             protocols,
+            tunnel_congestion: self.tunnel_congestion_control.clone().unwrap_or_default(),
             crl: self.crl.clone(),
             drain_timeout: time("--drain-timeout", self.drain_timeout)?,
             endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
@@ -182,6 +190,7 @@ mod tests {
             ("--proxy-busy-poll", "-1"),
             ("--tunnel-protocols", ""),
             ("--tunnel-protocols", "h2"),
+            ("--tunnel-congestion-control", "a name with spaces"),
             ("--tunnel-protocols", "hbone,stream,hbone"),
             ("--proxy-max-handshakes", "99999999999"),
         ] {

@@ -9,7 +9,9 @@ use mesh_common::abi::{Proxy, identity_of};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
-use super::host::{Enrolled, Kernel};
+use super::Shared;
+use super::host::Enrolled;
+use crate::proxy::congestion::Congestion;
 use crate::proxy::netns::Namespace;
 
 /// What takes a pod's connections.
@@ -53,7 +55,7 @@ impl fmt::Display for ListenError {
 /// Opens them at each of the pod's addresses: the wildcard address would take connections to any other one from the application.
 /// They belong to the event loop of `home`.
 pub(super) async fn open(
-    kernel: &dyn Kernel,
+    shared: &Shared,
     namespace: &Namespace,
     enrolled: &Enrolled,
     home: &Handle,
@@ -61,14 +63,14 @@ pub(super) async fn open(
     let (addresses, workload) = (&enrolled.workload.addresses, identity_of(&enrolled.uid).0);
     let mut listeners = Listeners::default();
     for ip in addresses.iter() {
-        for (port, list) in [
-            (Proxy::OUTBOUND, &mut listeners.outbound),
-            (Proxy::TUNNEL, &mut listeners.tunnels),
-            (Proxy::PLAIN, &mut listeners.plain),
+        for (port, list, congestion) in [
+            (Proxy::OUTBOUND, &mut listeners.outbound, &Congestion::WITHIN_POD),
+            (Proxy::TUNNEL, &mut listeners.tunnels, &shared.congestion),
+            (Proxy::PLAIN, &mut listeners.plain, &Congestion::OF_NAMESPACE),
         ] {
             let address = SocketAddr::new(*ip, port);
-            let namespace = namespace.clone();
-            let opened = home.spawn(async move { namespace.listen(address).await }).await;
+            let (namespace, congestion) = (namespace.clone(), congestion.clone());
+            let opened = home.spawn(async move { namespace.listen_with(&congestion, address).await }).await;
             // An error of the task: the thread has ended.
             let opened = opened.map_err(io::Error::other).and_then(|opened| opened);
             list.push(opened.map_err(|error| ListenError { address, error })?);
@@ -77,7 +79,10 @@ pub(super) async fn open(
     // All or none: with some of its listeners a pod is not ready.
     for (ip, listener) in addresses.iter().zip(&listeners.plain) {
         let address = SocketAddr::new(*ip, Proxy::PLAIN);
-        kernel.steer(workload, *ip, listener.as_fd()).map_err(|error| ListenError { address, error })?;
+        shared
+            .kernel
+            .steer(workload, *ip, listener.as_fd())
+            .map_err(|error| ListenError { address, error })?;
     }
     Ok(listeners)
 }

@@ -29,6 +29,7 @@ use self::host::{Denied, Enrolled, Event, Judge, Kernel};
 use self::mesh::Mesh;
 use self::namespaces::Places;
 use crate::identity::{Certificates, spiffe_of};
+use crate::proxy::congestion::Congestion;
 use crate::proxy::drain::Phase;
 use crate::proxy::limits::Limits;
 use crate::proxy::threads::Threads;
@@ -51,6 +52,8 @@ pub struct Parts {
     pub protocols: Vec<Protocol>,
     /// Certificates that were revoked.
     pub revocations: Arc<Revocations>,
+    /// Congestion control of tunnels.
+    pub congestion: Congestion,
     /// What each side of a pod may use.
     pub limits: Limits,
     /// Told of denials.
@@ -68,6 +71,7 @@ struct Shared {
     mesh: Arc<Mesh>,
     certificates: Arc<dyn Certificates>,
     configs: Arc<Configs>,
+    congestion: Congestion,
     limits: Limits,
     denied: Denied,
     threads: Threads,
@@ -146,6 +150,7 @@ impl Pods {
             certificates,
             protocols,
             revocations,
+            congestion,
             limits,
             denied,
             threads,
@@ -161,6 +166,7 @@ impl Pods {
             mesh,
             configs: Arc::new(Configs::offering(Arc::clone(&certificates), protocols).honouring(revocations)),
             certificates,
+            congestion,
             limits,
             denied,
             threads,

@@ -122,4 +122,8 @@ impl Outward for Outside {
     fn dial(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>> {
         Box::pin(self.pod.namespace.connect(to))
     }
+
+    fn dial_tunnel(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>> {
+        Box::pin(self.pod.namespace.connect_with(&self.shared.congestion, to))
+    }
 }

@@ -215,7 +215,7 @@ impl Pod {
         loop {
             let enrolled = self.wanted.borrow_and_update().clone();
             let (reason, pause, own) = match spiffe_of(&enrolled.workload) {
-                Ok(own) => match open(&*self.shared.kernel, namespace, &enrolled, &self.home).await {
+                Ok(own) => match open(&self.shared, namespace, &enrolled, &self.home).await {
                     Ok(listeners) => {
                         drop(looking);
                         return self.serve(found, namespace, &enrolled, own, listeners).await;

@@ -27,6 +27,7 @@ use super::*;
 use crate::datapath::desired::Vantage;
 use crate::fixtures::{Directory, NetworkNamespace};
 use crate::identity::SpiffeId;
+use crate::proxy::congestion::Congestion;
 use crate::proxy::netns::Namespace;
 use crate::proxy::tls::Protocol;
 use crate::proxy::tls::fixtures::{Authority, Held, Wanted, client, server};
@@ -194,6 +195,7 @@ impl Node {
             mesh: Arc::clone(&mesh),
             certificates: Arc::clone(&certificates) as Arc<dyn Certificates>,
             protocols: vec![Protocol::Stream, Protocol::H2],
+            congestion: Congestion::OF_NAMESPACE,
             limits,
             denied: Arc::new(move |denial| tell.lock().unwrap().push(denial)),
             threads: Threads::start(2, std::time::Duration::ZERO).unwrap(),

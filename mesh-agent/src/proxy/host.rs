@@ -90,8 +90,10 @@ pub trait Outward: Send + Sync + 'static {
     fn changed(&self) -> watch::Receiver<u64>;
     /// Told once for each connection that ends or is refused.
     fn finished(&self, dialled: &Dialled, outcome: &Outcome);
-    /// A connection from within the pod's network namespace.
+    /// A connection from within the pod's network namespace, for what goes on without a tunnel.
     fn dial(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>>;
+    /// One for a tunnel.
+    fn dial_tunnel(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>>;
 }
 
 /// A connection that somebody wants to a workload of this node.

@@ -4,6 +4,7 @@
 //! becomes a connection to the application ([`inbound`]). What the kernel, the mesh and policy know comes through [`host`].
 
 pub mod busy_poll;
+pub mod congestion;
 pub mod drain;
 pub mod hbone;
 pub mod host;

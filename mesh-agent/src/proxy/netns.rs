@@ -18,6 +18,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tracing::error;
 
+use super::congestion::Congestion;
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// What a thread that enters namespaces needs.
@@ -129,7 +131,13 @@ impl Namespace {
 
     /// Listens at `address` in the namespace.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        self.listen_with(&Congestion::OF_NAMESPACE, address).await
+    }
+
+    /// As [`Self::listen`], and what is accepted has this congestion control.
+    pub async fn listen_with(&self, congestion: &Congestion, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self.socket(address).await?;
+        congestion.set(&socket)?;
         socket.set_reuse_address(true)?;
         // So that [::]:15008 and 0.0.0.0:15008 do not get into each other's way.
         if address.is_ipv6() {
@@ -142,13 +150,20 @@ impl Namespace {
 
     /// Connects from within the namespace.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.connect_with(&Congestion::OF_NAMESPACE, to).await
+    }
+
+    /// As [`Self::connect`], with this congestion control.
+    pub async fn connect_with(&self, congestion: &Congestion, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.socket(to).await?;
+        congestion.set(&socket)?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 
-    /// A socket in the namespace at an address of the pod, for a connection to `to`.
+    /// A socket in the namespace at an address of the pod, for a connection to `to`, which is in it as well.
     pub async fn bound(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpSocket> {
         let socket = self.socket(to).await?;
+        Congestion::WITHIN_POD.set(&socket)?;
         socket.set_reuse_address(true)?;
         socket.bind(&from.into())?;
         Ok(TcpSocket::from_std_stream(socket.into()))

@@ -104,6 +104,10 @@ impl Outward for Table {
     fn dial(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>> {
         Box::pin(TcpStream::connect(to))
     }
+
+    fn dial_tunnel(&self, to: SocketAddr) -> Later<'_, io::Result<TcpStream>> {
+        self.dial(to)
+    }
 }
 
 struct Mesh {

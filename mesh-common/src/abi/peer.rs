@@ -86,6 +86,8 @@ impl Proxy {
     pub const PLAIN: u16 = 15006;
     /// Where the proxy takes tunnels for a workload.
     pub const TUNNEL: u16 = 15008;
+    /// Congestion control of connections between an application and the proxy, at both ends: every kernel has it, and it paces nothing.
+    pub const CONGESTION: &str = "reno";
 }
 
 /// The node itself: one entry, number 0.

@@ -68,11 +68,13 @@ pub enum Reason {
     InboundSteered = 30,
     /// Inbound: refused, since policy leads it to the node proxy, which is not alive or does not listen for the workload.
     InboundNoProxy = 31,
+    /// The congestion control of a connection between an application and the node proxy could not be set: it has the node's, and may be slower.
+    Paced = 32,
 }
 
 impl Reason {
     /// How many there are: the size of the map.
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 33;
 
     /// All, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -108,6 +110,7 @@ impl Reason {
         Self::RehearsalLost,
         Self::InboundSteered,
         Self::InboundNoProxy,
+        Self::Paced,
     ];
 
     /// Its name in metrics and in `meshctl`.
@@ -145,6 +148,7 @@ impl Reason {
             Self::RehearsalLost => "rehearsal_lost",
             Self::InboundSteered => "inbound_steered",
             Self::InboundNoProxy => "inbound_no_proxy",
+            Self::Paced => "paced",
         }
     }
 }

@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "proxied::a_pod_that_calls_itself_is_left_alone", run: itself },
     Test { name: "proxied::whoever_is_no_workload_is_left_alone", run: nobody },
     Test { name: "proxied::a_server_sees_the_client_behind_the_proxy", run: behind },
+    Test { name: "proxied::between_application_and_proxy_nothing_is_paced", run: unpaced },
 ];
 
 const FAR4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 7));
@@ -272,5 +273,40 @@ fn behind(sandbox: &mut Sandbox) -> Result<()> {
     client.connect(&SocketAddr::new(HOST4, server.local_addr()?.port()).into())?;
     let (_, from) = server.accept()?;
     ensure!(from == through_ipv6(real), "accept() tells {from}");
+    Ok(())
+}
+
+fn unpaced(sandbox: &mut Sandbox) -> Result<()> {
+    let congestion = |tcp: &TcpStream| -> Result<String> {
+        let name = socket2::SockRef::from(tcp).tcp_congestion()?;
+        Ok(String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned())
+    };
+    let others = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")?;
+    let other = others.split_whitespace().find(|name| *name != Proxy::CONGESTION);
+    let other = other.context("this kernel has only one congestion control")?;
+    std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", other)?;
+    let (within, cookie) = (Proxy::CONGESTION, link::cookie()?);
+    for (host, far) in [(HOST4, FAR4), (HOST6, FAR6)] {
+        let proxy = scene(sandbox, far, 0)?;
+        let client = connect(SocketAddr::new(far, 8080))?;
+        let (at_proxy, _) = proxy.accept()?;
+        ensure!(congestion(&client)? == within, "an application has {}", congestion(&client)?);
+        ensure!(congestion(&at_proxy)? == other, "what is the proxy's own to say was changed");
+        // The proxy, which shows another client; then a process of the pod.
+        let server = TcpListener::bind((host, 0))?;
+        for (shown, expected) in [(true, within), (false, other)] {
+            let domain = socket2::Domain::for_address(server.local_addr()?);
+            let client = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+            client.bind(&SocketAddr::new(host, 0).into())?;
+            let own = client.local_addr()?.as_socket().context("no address")?;
+            if shown {
+                sandbox.client(cookie, own, SocketAddr::new(far, 4321))?;
+            }
+            client.connect(&server.local_addr()?.into())?;
+            let (accepted, _) = server.accept()?;
+            ensure!(congestion(&accepted)? == expected, "a server has {}", congestion(&accepted)?);
+        }
+    }
+    ensure!(sandbox.reason(Reason::Paced)? == 0, "it could not be set");
     Ok(())
 }

@@ -72,7 +72,10 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
     let kinds: Vec<Kind> = [Kind::Direct].into_iter().chain(others).collect();
     let plain = args.lanes.contains(&Kind::Plain).then_some(Kind::Plain);
     build(&kinds, plain)?;
-    let start = |kind: &Kind| timed(&format!("lane: {}", kind.name()), || Lane::start(*kind));
+    report.under(format!("congestion control {}", args.congestion_control));
+    let start = |kind: &Kind| {
+        timed(&format!("lane: {}", kind.name()), || Lane::start(*kind, &args.congestion_control))
+    };
     let wanted = |part: Part| args.parts.contains(&part);
     // Memory first: afterwards what was needed at the busiest time is kept for the next.
     if wanted(Part::Memory) {

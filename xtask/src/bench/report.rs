@@ -49,12 +49,22 @@ struct Row {
 /// The figures of one run.
 pub(crate) struct Report {
     name: &'static str,
+    conditions: Vec<String>,
     rows: Vec<Row>,
 }
 
 impl Report {
     pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, rows: Vec::new() }
+        Self { name, conditions: Vec::new(), rows: Vec::new() }
+    }
+
+    /// What was so while it was measured, besides the machine.
+    pub(crate) fn under(&mut self, condition: String) {
+        self.conditions.push(condition);
+    }
+
+    fn place(&self) -> String {
+        [vec![machine::describe()], self.conditions.clone()].concat().join(", ")
     }
 
     /// Adds the median of `samples`.
@@ -83,7 +93,7 @@ impl Report {
 
     pub(crate) fn print(&self) {
         let width = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0);
-        println!("\n{}: {}\n", self.name, machine::describe());
+        println!("\n{}: {}\n", self.name, self.place());
         println!(
             "{:<width$}  {:>12}  {:>10}  {:<9} {:<14} met",
             "what", "median", "spread", "unit", "target"
@@ -112,7 +122,7 @@ impl Report {
                 })
             })
             .collect();
-        let report = json!({"name": self.name, "machine": machine::describe(), "rows": rows});
+        let report = json!({"name": self.name, "machine": self.place(), "rows": rows});
         Ok(serde_json::to_string_pretty(&report)? + "\n")
     }
 }

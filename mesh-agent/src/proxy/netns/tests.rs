@@ -62,3 +62,29 @@ async fn a_namespace_that_is_none_is_an_error() {
     assert!(Namespace::of_process(u32::MAX).is_err());
     assert!(Namespace::open(Path::new("/dev/null")).is_err());
 }
+
+#[tokio::test]
+async fn each_hop_has_its_own_congestion_control() {
+    let Some(pod) = NetworkNamespace::new() else { return };
+    let name = |tcp: &TcpStream| {
+        let name = socket2::SockRef::from(tcp).tcp_congestion().unwrap();
+        String::from_utf8(name).unwrap().trim_end_matches('\0').to_owned()
+    };
+    let namespace = Namespace::open(&pod.path()).unwrap();
+    let setting = "/proc/sys/net/ipv4/tcp_congestion_control";
+    namespace.run(move || std::fs::write(setting, "cubic")).await.unwrap();
+    let (ours, theirs) = ("127.0.0.1:15001".parse().unwrap(), "127.0.0.1:15008".parse().unwrap());
+    let listener = namespace.listen_with(&Congestion::WITHIN_POD, ours).await.unwrap();
+    let other = namespace.listen(theirs).await.unwrap();
+    let (client, accepted) = tokio::join!(namespace.connect(ours), listener.accept());
+    let (default, accepted) = (name(&client.unwrap()), name(&accepted.unwrap().0));
+    assert_eq!(accepted, "reno");
+    let (client, accepted) =
+        tokio::join!(namespace.connect_with(&Congestion::WITHIN_POD, theirs), other.accept());
+    assert_eq!((name(&client.unwrap()), name(&accepted.unwrap().0)), ("reno".to_owned(), default.clone()));
+    let bound = namespace.bound("127.0.0.9:0".parse().unwrap(), ours).await.unwrap();
+    assert_eq!(name(&bound.connect(ours).await.unwrap()), "reno");
+    assert_eq!(default, "cubic");
+    let missing = "not_there".parse().unwrap();
+    assert!(namespace.connect_with(&missing, ours).await.is_err());
+}

@@ -292,7 +292,7 @@ async fn fresh(
 ) -> Result<Box<Tls>, Failure> {
     let limits = outbound.allowance.limits;
     let counts = &outbound.allowance.counts;
-    let tcp = match timeout(limits.connect_timeout, outbound.host.dial(endpoint.tunnel)).await {
+    let tcp = match timeout(limits.connect_timeout, outbound.host.dial_tunnel(endpoint.tunnel)).await {
         Ok(Ok(tcp)) => tcp,
         Ok(Err(error)) => return Err(Failure::Endpoint(Reason::Upstream, error.to_string())),
         Err(_elapsed) => return Err(Failure::Endpoint(Reason::Timeout, "connect timed out".to_owned())),

@@ -1,5 +1,6 @@
 //! Two nodes with a client and a server, and one way between them.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -41,10 +42,18 @@ pub(super) struct Cpu {
 }
 
 impl Lane {
-    pub(super) fn start(kind: Kind) -> Result<Self> {
+    /// Both pods have this congestion control.
+    pub(super) fn start(kind: Kind, congestion_control: &str) -> Result<Self> {
         let cluster = Cluster::start()?;
         let nodes = [cluster.node("z1")?, cluster.node("z2")?];
         let (client, server) = (nodes[0].pod("client")?, nodes[1].pod("server")?);
+        for pod in [&client, &server] {
+            pod.netns().run(|| {
+                let setting = "/proc/sys/net/ipv4/tcp_congestion_control";
+                fs::write(setting, congestion_control)
+                    .with_context(|| format!("--congestion-control: the kernel has no {congestion_control}"))
+            })?;
+        }
         cluster.manifests().put_pods([&*client, &*server])?;
         let control = if kind.is_mesh() { Some(cluster.control()?) } else { None };
         let agents = if kind.is_mesh() { start_agents(kind, &nodes)? } else { Vec::new() };
