@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use mesh_harness::process::anonymous_bytes_of;
-use mesh_harness::{Pod, needs, peer, say};
+use mesh_harness::{AgentOptions, Pod, needs, peer, say};
 use mesh_tests::{Mesh, Server, descriptors_return};
 
 /// Connections of the largest crowd.
@@ -18,8 +18,8 @@ const OPENING: Duration = Duration::from_secs(600);
 /// Bytes that an idle connection may cost an agent, in a build for debugging.
 const EACH: u64 = 16 << 10;
 
-fn scene() -> anyhow::Result<(Mesh, Server, Pod)> {
-    let mesh = Mesh::start(&["z1", "z2"])?;
+fn scene(tunnels: &str) -> anyhow::Result<(Mesh, Server, Pod)> {
+    let mesh = Mesh::start_with(&["z1", "z2"], &AgentOptions::with(&["--tunnel-protocols", tunnels]))?;
     let server = mesh.servers(&[(1, "server")])?.remove(0);
     let client = mesh.client(0, "client")?;
     mesh.agents[1].wait_for_proxies(&["server"])?;
@@ -30,7 +30,7 @@ fn scene() -> anyhow::Result<(Mesh, Server, Pod)> {
 #[test]
 fn a_thousand_connects_at_once_are_all_answered() -> anyhow::Result<()> {
     needs!(Mesh);
-    let (mesh, server, client) = scene()?;
+    let (mesh, server, client) = scene("stream,hbone")?;
     let used = mesh.descriptors()?;
     for to in [server.pod.address(8080), server.pod.address6(8080)] {
         let seen = peer::connect(&client, &to)
@@ -56,10 +56,21 @@ fn open_files(pid: u32) -> anyhow::Result<usize> {
 #[test]
 fn ten_thousand_idle_connections_are_kept() -> anyhow::Result<()> {
     needs!(Mesh);
-    let (mesh, server, client) = scene()?;
-    let limit = open_files(mesh.agents[0].pid())?;
     // Each connection is two descriptors of both agents.
-    let most = IDLE.min(limit.saturating_sub(OTHERS) / 2) / PART;
+    kept("stream", 2)
+}
+
+#[test]
+fn ten_thousand_idle_connections_are_kept_by_hbone() -> anyhow::Result<()> {
+    needs!(Mesh);
+    // Tunnels are shared.
+    kept("hbone", 1)
+}
+
+fn kept(tunnels: &str, descriptors: usize) -> anyhow::Result<()> {
+    let (mesh, server, client) = scene(tunnels)?;
+    let limit = open_files(mesh.agents[0].pid())?;
+    let most = IDLE.min(limit.saturating_sub(OTHERS) / descriptors) / PART;
     ensure!(most > 0, "an agent here may open {limit} files: there is no room for a crowd");
     let memory = || -> anyhow::Result<Vec<u64>> {
         mesh.agents.iter().map(|agent| anonymous_bytes_of(agent.pid())).collect()
@@ -82,7 +93,7 @@ fn ten_thousand_idle_connections_are_kept() -> anyhow::Result<()> {
     let each: Vec<u64> =
         before.iter().zip(&after).map(|(before, after)| (after - before) / opened as u64).collect();
     say(&format!(
-        "{opened} idle connections: {before:?} bytes of memory before, {after:?} with them, {each:?} each"
+        "{opened} idle connections by {tunnels}: {before:?} bytes of memory before, {after:?} with them, {each:?} each"
     ));
     ensure!(each.iter().all(|each| *each < EACH), "{each:?} bytes for each connection");
     // New ones come through as before, and the old ones all still answer.

@@ -37,9 +37,9 @@ pub(crate) struct Args {
     /// mtls: pods of the node whose agent's memory is measured.
     #[arg(long, default_value_t = 50)]
     pods: usize,
-    /// mtls: congestion control of all lanes, as Linux names it: what a node of that kind has
-    #[arg(long, value_name = "NAME", default_value = "cubic")]
-    congestion_control: String,
+    /// mtls: congestion control of all lanes, as Linux names it [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    congestion_control: Option<String>,
     /// mtls: only these, beside `direct`; ratios that lack one are left out.
     #[arg(long, value_name = "LANE", value_delimiter = ',', default_value = "stream,hbone,nginx,plain")]
     lanes: Vec<mtls::Kind>,

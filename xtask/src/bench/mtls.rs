@@ -9,7 +9,9 @@ mod memory;
 mod nginx;
 mod traffic;
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 use mesh_harness::{binaries, sys};
 
 use super::Args;
@@ -17,6 +19,9 @@ use super::report::Report;
 use crate::command::{cargo, run as execute, timed};
 use crate::{debian, ebpf, paths};
 use lane::Lane;
+
+/// A setting of a network namespace.
+const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
 /// What carries a connection from pod to pod.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -72,10 +77,13 @@ pub(super) fn run(args: &Args, report: &mut Report) -> Result<()> {
     let kinds: Vec<Kind> = [Kind::Direct].into_iter().chain(others).collect();
     let plain = args.lanes.contains(&Kind::Plain).then_some(Kind::Plain);
     build(&kinds, plain)?;
-    report.under(format!("congestion control {}", args.congestion_control));
-    let start = |kind: &Kind| {
-        timed(&format!("lane: {}", kind.name()), || Lane::start(*kind, &args.congestion_control))
+    let congestion_control = match &args.congestion_control {
+        Some(name) => name.clone(),
+        None => fs::read_to_string(CONGESTION_CONTROL).context(CONGESTION_CONTROL)?.trim().to_owned(),
     };
+    report.under(format!("congestion control {congestion_control}"));
+    let start =
+        |kind: &Kind| timed(&format!("lane: {}", kind.name()), || Lane::start(*kind, &congestion_control));
     let wanted = |part: Part| args.parts.contains(&part);
     // Memory first: afterwards what was needed at the busiest time is kept for the next.
     if wanted(Part::Memory) {

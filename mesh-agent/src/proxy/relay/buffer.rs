@@ -10,21 +10,22 @@ use crate::proxy::tls::{HEADER, MAX_PLAINTEXT, OVERHEAD};
 
 /// Room for a record. Full records lie in their slots without a gap, so that one write takes them all.
 pub(super) const SLOT: usize = MAX_PLAINTEXT + OVERHEAD;
-/// Slots of a large buffer: with fewer, system calls cost more; with more, the processor's cache no longer holds it.
-const SLOTS: usize = 16;
+/// Slots of a large buffer, together what TCP sends in one piece (64 KiB). With more, a write waits within for what paces the tunnel (BBR),
+/// and whoever is to go on with what has come gets it late; with fewer, system calls cost more.
+const SLOTS: usize = 4;
 /// A record that another implementation has padded is so much longer.
 const PADDING: usize = 256;
 /// Buffers that a thread keeps for the next connection, of each size.
 const KEPT: usize = 4;
-/// Most pieces in one write.
-const PIECES: usize = SLOTS;
+/// Most pieces in one write: records may be short.
+const PIECES: usize = 16;
 
 /// How much a connection moves at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Size {
     /// One record.
     Small,
-    /// Sixteen.
+    /// Four.
     Large,
 }
 

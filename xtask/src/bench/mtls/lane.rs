@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_harness::process::{Process, anonymous_bytes_of};
 use mesh_harness::{Agent, AgentOptions, Cluster, Control, Node, Pod, cgroup, peer, until};
 
-use super::{Kind, nginx};
+use super::{CONGESTION_CONTROL, Kind, nginx};
 
 /// Where the server answers; threads that each serve one connection at a time, the least work per connection.
 pub(super) const PORT: u16 = 8080;
@@ -49,8 +49,7 @@ impl Lane {
         let (client, server) = (nodes[0].pod("client")?, nodes[1].pod("server")?);
         for pod in [&client, &server] {
             pod.netns().run(|| {
-                let setting = "/proc/sys/net/ipv4/tcp_congestion_control";
-                fs::write(setting, congestion_control)
+                fs::write(CONGESTION_CONTROL, congestion_control)
                     .with_context(|| format!("--congestion-control: the kernel has no {congestion_control}"))
             })?;
         }
