@@ -69,10 +69,10 @@ fn tunnel(
         let Some(mut tls) = tls.await else { return };
         match tls.protocol {
             Protocol::Stream => {
-                streams(&inbound, &mut tls, &peer, &mut drain).await;
+                streams(&inbound, &mut tls, &mut drain).await;
                 drop(tls);
             }
-            Protocol::H2 => Box::pin(http2::streams(&inbound, *tls, peer, drain)).await,
+            Protocol::H2 => Box::pin(http2::streams(&inbound, *tls, drain)).await,
         }
         // Last: what has room is there until then.
         drop(room);
@@ -115,12 +115,11 @@ async fn handshake(inbound: Arc<Inbound>, tcp: Accepted, peer: SocketAddr) -> Op
 fn streams<'a>(
     inbound: &'a Inbound,
     tls: &'a mut Tls,
-    peer: &'a SocketAddr,
     drain: &'a mut Drain,
 ) -> impl Future<Output = ()> + Send {
     async move {
         loop {
-            let Some(mut begun) = Box::pin(begun(inbound, tls, peer, drain)).await else { return };
+            let Some(mut begun) = Box::pin(begun(inbound, tls, drain)).await else { return };
             if !stream(inbound, tls, &mut begun).await {
                 return;
             }
@@ -129,9 +128,13 @@ fn streams<'a>(
 }
 
 /// The next stream; none: the tunnel has ended.
-async fn begun(inbound: &Inbound, tls: &mut Tls, peer: &SocketAddr, drain: &mut Drain) -> Option<Begun> {
+async fn begun(inbound: &Inbound, tls: &mut Tls, drain: &mut Drain) -> Option<Begun> {
     match next(inbound, tls, drain).await {
-        Ok(request) => begin(inbound, tls, *peer, request?).await,
+        Ok(request) => {
+            // Asked for each stream, so that no idle one keeps it. A tunnel that cannot tell has gone.
+            let peer = tls.tcp.peer_addr().ok()?;
+            begin(inbound, tls, peer, request?).await
+        }
         Err(error) => {
             malformed(inbound, tls, error).await;
             None

@@ -26,7 +26,9 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 const EARLY: Duration = Duration::from_secs(5);
 
 /// Streams of HTTP/2, many at a time.
-pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, peer: SocketAddr, mut drain: Drain) {
+pub(super) async fn streams(inbound: &Arc<Inbound>, tls: Tls, mut drain: Drain) {
+    // One that cannot tell has gone.
+    let Ok(peer) = tls.tcp.peer_addr() else { return };
     let (source, local, until) = (tls.peer.clone(), tls.tcp.local_addr().ok(), tls.until);
     let standing = tls.standing.clone();
     let limits = inbound.allowance.limits;
