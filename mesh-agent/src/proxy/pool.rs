@@ -163,17 +163,24 @@ impl Pool {
             peer.idle.retain(|idle| {
                 now.saturating_duration_since(idle.since) < self.idle_timeout && idle.tls.may_begin()
             });
-            // One without streams goes after a sweep without use: others are made with the next stream.
-            peer.http2
-                .retain(|connection| connection.is_alive() && (connection.streams() > 0 || peer.peak > 0));
+            // Of those without streams only so many stay as what was used recently would need.
+            let mut needed = peer.peak;
+            peer.http2.retain(|connection| {
+                let stays = connection.is_alive() && (connection.streams() > 0 || needed > 0);
+                if stays {
+                    needed = needed.saturating_sub(connection.most());
+                }
+                stays
+            });
             peer.used > 0 || !peer.idle.is_empty() || !peer.http2.is_empty()
         });
     }
 
-    /// Idle tunnels.
+    /// Tunnels without a stream.
     pub fn idle(&self) -> usize {
         let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.values().map(|peer| peer.idle.len()).sum()
+        let shared = |peer: &Peer| peer.http2.iter().filter(|connection| connection.streams() == 0).count();
+        peers.values().map(|peer| peer.idle.len() + shared(peer)).sum()
     }
 
     fn with<T>(&self, endpoint: &Endpoint, act: impl FnOnce(&mut Peer) -> T) -> T {

@@ -89,11 +89,14 @@ impl Connection {
         if !self.is_alive() {
             return None;
         }
-        // More than the peer's settings allow would wait until others have ended.
-        let most = self.requests.current_max_send_streams().min(self.most as usize);
         let took = self.streams.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.streams));
-        ((took as usize) < most).then_some(slot)
+        ((took as usize) < self.most()).then_some(slot)
+    }
+
+    /// Streams that it has room for, in all: more than the peer's settings allow would wait until others have ended.
+    pub fn most(&self) -> usize {
+        self.requests.current_max_send_streams().min(self.most as usize)
     }
 
     /// Whether it may take streams, now or later.

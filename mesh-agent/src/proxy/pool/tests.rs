@@ -256,3 +256,27 @@ async fn one_that_is_shared_stays_while_it_has_streams_and_a_sweep_longer_than_i
     pool.sweep(now);
     assert_eq!(pool.peers.lock().unwrap().len(), 0);
 }
+
+#[tokio::test]
+async fn of_those_that_are_shared_only_so_many_stay_as_were_needed() {
+    let (pool, now, peer) = (Pool::new(0, IDLE), Instant::now(), endpoint(1));
+    let pair = Pair::speaking(vec![Protocol::H2]);
+    let unread = Unread::new(usize::MAX, Arc::default());
+    let mut far = Vec::new();
+    for _ in 0..3 {
+        let (near, other) = pair.tunnel().await;
+        far.push(other);
+        // Each takes one stream.
+        pool.offer(&peer, Connection::new(near, 1, &unread).await.unwrap());
+    }
+    assert_eq!(pool.idle(), 3);
+    used_at_once(&pool, &peer, 4);
+    let shared = pool.share(&peer);
+    assert_eq!(pool.idle(), 2);
+    drop(shared);
+    // What was used counts half as much after each sweep.
+    for left in [2, 1, 0] {
+        pool.sweep(now);
+        assert_eq!(pool.idle(), left);
+    }
+}
