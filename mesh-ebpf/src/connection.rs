@@ -107,11 +107,12 @@ fn accepted(ctx: &SockOpsContext) {
 fn unpace(ctx: &SockOpsContext) {
     const SOL_TCP: i32 = 6;
     const TCP_CONGESTION: i32 = 13;
-    const NAME: &[u8] = Proxy::CONGESTION.as_bytes();
-    let mut name = [NAME[0], NAME[1], NAME[2], NAME[3]];
-    let place = name.as_mut_ptr().cast();
+    const NAME: Option<&[u8; Proxy::CONGESTION.len()]> = Proxy::CONGESTION.as_bytes().first_chunk();
+    const { assert!(NAME.is_some()) };
+    let Some(mut name) = NAME.copied() else { return };
+    let (place, length) = (name.as_mut_ptr().cast(), name.len() as i32);
     // SAFETY: takes a valid context, and reads the name from the stack.
-    let set = unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_CONGESTION, place, NAME.len() as i32) };
+    let set = unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_CONGESTION, place, length) };
     if set != 0 {
         count::reason(Reason::Paced);
     }

@@ -79,8 +79,6 @@ impl Proxies {
                 .map_err(|reason| anyhow::anyhow!("--crl: {}: {reason}", path.display()))?,
             None => Revocations::none(),
         };
-        let congestion = config.proxy.tunnel_congestion.clone();
-        congestion.check().context("--tunnel-congestion-control")?;
         let untold = Untold::default();
         let missed = Arc::clone(&untold);
         let threads = Threads::start(config.proxy.threads, config.proxy.busy_poll)
@@ -93,7 +91,7 @@ impl Proxies {
             certificates,
             protocols: config.proxy.protocols.clone(),
             revocations: Arc::clone(&revocations),
-            congestion,
+            congestion: config.proxy.tunnel_congestion.clone(),
             limits: config.proxy.limits,
             denied: Arc::new(move |denial| {
                 let rehearsed = denial.judged.allowed;

@@ -48,7 +48,7 @@ pub struct ProxyArgs {
     /// Most memory of a pod's busy connections, in MiB; more of them go on with small buffers
     #[arg(long, value_name = "MIB", default_value_t = 64)]
     pub proxy_buffers: usize,
-    /// Most tunnels of a pod that wait for the next connection
+    /// Most tunnels of a pod that wait for the next connection; of those that connections share (hbone), as many wait as were needed
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub proxy_max_idle_tunnels: usize,
     /// A tunnel waits so many seconds for the next connection
@@ -115,9 +115,15 @@ impl ProxyArgs {
             let reason = "names a protocol twice".to_owned();
             return Err(ConfigError { flag: "--tunnel-protocols", reason });
         }
+        let tunnel_congestion = self.tunnel_congestion_control.clone().unwrap_or_default();
+        // Before anything is loaded or changed.
+        tunnel_congestion.check().map_err(|error| ConfigError {
+            flag: "--tunnel-congestion-control",
+            reason: error.to_string(),
+        })?;
         Ok(ProxyConfig {
             protocols,
-            tunnel_congestion: self.tunnel_congestion_control.clone().unwrap_or_default(),
+            tunnel_congestion,
             crl: self.crl.clone(),
             drain_timeout: time("--drain-timeout", self.drain_timeout)?,
             endpoint_grace: time("--endpoint-grace", self.endpoint_grace)?,
@@ -191,6 +197,7 @@ mod tests {
             ("--tunnel-protocols", ""),
             ("--tunnel-protocols", "h2"),
             ("--tunnel-congestion-control", "a name with spaces"),
+            ("--tunnel-congestion-control", "not_there"),
             ("--tunnel-protocols", "hbone,stream,hbone"),
             ("--proxy-max-handshakes", "99999999999"),
         ] {
